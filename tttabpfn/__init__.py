@@ -1,0 +1,1 @@
+"""Test-time training for TabPFN, with chunked and cached fast weights."""
