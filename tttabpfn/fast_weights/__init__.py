@@ -1,0 +1,1 @@
+"""Fast weights: update rules, the chunk loop and the kernels under them. Needs torch alone."""

@@ -1,0 +1,1 @@
+"""Triton kernels of the fast-weight leaf operations; importing this package needs no triton."""
