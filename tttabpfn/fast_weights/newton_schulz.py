@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["COEFFICIENTS", "DTYPES", "EPS", "coefficients", "compute_dtype", "newton_schulz"]
+__all__ = ["COEFFICIENTS", "DTYPES", "EPS", "coefficients", "compute_dtype", "iterates_transposed", "newton_schulz"]
 
 EPS = 1e-7
 """Added to the Frobenius norm before the division, in both published versions."""
@@ -73,6 +73,21 @@ def compute_dtype(name: str, given: torch.dtype) -> torch.dtype:
     return torch.promote_types(torch.float32, given) if name == "float32" else torch.bfloat16
 
 
+def iterates_transposed(rows: int, cols: int, schedule: str) -> bool:
+    """Whether the iteration runs on the transposed matrix: on the short side, so that Gram matrices are small.
+
+    A square matrix has no short side, and exact arithmetic would not care; in bfloat16 the two differ by several per
+    cent. The published code with the "fixed" coefficients stores weights as [D_in, D_out], the one with the
+    "schedule" as [D_out, D_in], so for square matrices "fixed" runs on the transposed one.
+
+    Examples
+    --------
+    >>> iterates_transposed(3, 2, "schedule"), iterates_transposed(2, 2, "schedule"), iterates_transposed(2, 2, "fixed")
+    (True, False, True)
+    """
+    return rows > cols or (rows == cols and schedule == "fixed")
+
+
 def newton_schulz(
     matrix: Tensor,
     schedule: str = "schedule",
@@ -120,12 +135,13 @@ def newton_schulz(
     True
     """
     triples = coefficients(schedule, steps)
-    tall = matrix.shape[-2] > matrix.shape[-1]
+    transposed = iterates_transposed(matrix.shape[-2], matrix.shape[-1], schedule)
     x = matrix.to(compute_dtype(dtype, matrix.dtype))
-    if tall:
+    if transposed:
         x = x.mT
     x = x / (torch.linalg.matrix_norm(x, keepdim=True) + EPS)
     for a, b, c in triples:
         gram = x @ x.mT
-        x = a * x + (b * gram + c * (gram @ gram)) @ x
-    return (x.mT if tall else x).to(matrix.dtype)
+        # c scales one factor, not the product: in bfloat16 the order of roundings is part of the published operation.
+        x = a * x + (b * gram + (c * gram) @ gram) @ x
+    return (x.mT if transposed else x).to(matrix.dtype)

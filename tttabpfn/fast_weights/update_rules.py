@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from tttabpfn.fast_weights import dispatch
+from tttabpfn.fast_weights import operations
 from tttabpfn.fast_weights.newton_schulz import coefficients, compute_dtype, newton_schulz
 from tttabpfn.fast_weights.norms import restore_row_norms, row_norms
 
@@ -198,48 +198,58 @@ def update(
     compute_dtype(newton_schulz_dtype, torch.float32)
     _check_names(weights, gradients)
 
-    step = state.step + 1
+    count = state.step + 1
     first, second = dict(state.first), dict(state.second)
-    directions: dict[str, Tensor] = {}
-    to_orthogonalise: dict[str, Tensor] = {}
-    for name, gradient in gradients.items():
-        weight = weights[name]
-        if _follows_adamw(rule, weight):
-            directions[name], first[name], second[name] = _adam_direction(
-                gradient, first[name], second[name], int(step), betas, eps
-            )
-        elif rule == "sgd":
-            directions[name] = gradient
-        else:
-            first[name] = gradient + _per_entry(momentum, weight, "momentum") * first[name]
-            (to_orthogonalise if rule == "muon" else directions)[name] = first[name]
-    if to_orthogonalise:
-        directions |= _orthogonalise(to_orthogonalise, newton_schulz, newton_schulz_steps, newton_schulz_dtype, backend)
+    directions: dict[str, Tensor] = dict(gradients)
+    if rule == "muon":
+        matrices = {name: value for name, value in gradients.items() if value.dim() == 3}
+        for name, value in matrices.items():
+            first[name] = matrices[name] = value + _per_entry(momentum, value, "momentum") * first[name]
+        orthogonal = _orthogonalise(matrices, newton_schulz, newton_schulz_steps, newton_schulz_dtype, backend)
+        directions |= {name: _scaled(value, weights[name], scale) for name, value in orthogonal.items()}
 
     new_weights = dict(weights)
     for name, direction in directions.items():
         weight = weights[name]
         size = step_size[name] if isinstance(step_size, Mapping) else step_size
-        if name in to_orthogonalise:
-            direction = _scaled(direction, weight, scale)
+        if _follows_adamw(rule, weight):
+            direction, first[name], second[name] = _adam_direction(
+                direction, first[name], second[name], int(count), betas, eps
+            )
         norms = None
         if restore_norms and weight.dim() == 3:
             norms = row_norms(weight) if initial_norms is None else initial_norms[name]
-        new_weights[name] = _step(weight, direction, size, weight_decay, norms, norm_eps)
-    return new_weights, State(step, first, second)
+        buffer = first[name] if rule == "momentum" else None
+        new_weights[name], buffer = _step(
+            weight, direction, buffer, momentum, size, weight_decay, norms, norm_eps, backend
+        )
+        if buffer is not None:
+            first[name] = buffer
+    return new_weights, State(count, first, second)
 
 
 def _step(
-    weight: Tensor, direction: Tensor, size: StepSize, weight_decay: float, norms: Tensor | None, norm_eps: float
-) -> Tensor:
-    """Move against `direction`, restore norms, and keep the bits of entries whose step size is 0."""
-    if not isinstance(size, Tensor) and size == 0:
-        return weight
-    factor = _per_entry(size, weight, "step_size")
-    moved = weight - factor * (direction + weight_decay * weight if weight_decay else direction)
-    if norms is not None:
-        moved = restore_row_norms(moved, norms, norm_eps)
-    return torch.where(factor == 0, weight, moved) if isinstance(factor, Tensor) else moved
+    weight: Tensor,
+    direction: Tensor,
+    buffer: Tensor | None,
+    momentum: float | Tensor,
+    size: StepSize,
+    weight_decay: float,
+    norms: Tensor | None,
+    norm_eps: float,
+    backend: str,
+) -> tuple[Tensor, Tensor | None]:
+    """Run the leaf operation; vectors pass through it as matrices of one row."""
+    momentum, size = _checked(momentum, weight, "momentum"), _checked(size, weight, "step_size")
+    if weight.dim() == 3:
+        return operations.step(
+            weight, direction, buffer, momentum, size, weight_decay, norms, norm_eps, backend=backend
+        )
+    row = None if buffer is None else buffer.unsqueeze(1)
+    new, row = operations.step(
+        weight.unsqueeze(1), direction.unsqueeze(1), row, momentum, size, weight_decay, backend=backend
+    )
+    return new.squeeze(1), None if row is None else row.squeeze(1)
 
 
 def _orthogonalise(
@@ -252,7 +262,7 @@ def _orthogonalise(
     out: dict[str, Tensor] = {}
     for names in groups.values():
         stack = matrices[names[0]] if len(names) == 1 else torch.cat([matrices[name] for name in names])
-        result = dispatch.newton_schulz(stack, schedule, steps, dtype, backend=backend)
+        result = operations.newton_schulz(stack, schedule, steps, dtype, backend=backend)
         parts = result.split([matrices[name].shape[0] for name in names])
         out |= dict(zip(names, parts, strict=True))
     return out
@@ -278,15 +288,21 @@ def _adam_direction(
     return first / (1 - beta1**step) / corrected, first, second
 
 
-def _per_entry(value: float | Tensor, weight: Tensor, name: str) -> float | Tensor:
-    """Return a scalar as it is, a tensor [B] shaped to broadcast over the entries of `weight`."""
+def _checked(value: float | Tensor, weight: Tensor, name: str) -> float | Tensor:
+    """Return a float as it is, a tensor as [B]."""
     if not isinstance(value, Tensor):
         return float(value)
-    if value.numel() not in (1, weight.shape[0]) or value.dim() > 1:
+    if value.dim() > 1 or value.numel() not in (1, weight.shape[0]):
         raise ValueError(
             f"{name} must be a float or a tensor of shape [B] = [{weight.shape[0]}], got shape {tuple(value.shape)}"
         )
-    return value.to(weight).reshape(-1, *(1,) * (weight.dim() - 1))
+    return value.to(weight).expand(weight.shape[0])
+
+
+def _per_entry(value: float | Tensor, weight: Tensor, name: str) -> float | Tensor:
+    """Return a float as it is, a tensor [B] so that it broadcasts over matrices."""
+    value = _checked(value, weight, name)
+    return value.reshape(-1, 1, 1) if isinstance(value, Tensor) else value
 
 
 def _follows_adamw(rule: str, weight: Tensor) -> bool:

@@ -1,0 +1,98 @@
+"""The fast-weight leaf operations behind one dispatch: the names and signatures of `reference`, plus `backend`."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from tttabpfn.fast_weights import blocked, reference
+from tttabpfn.fast_weights.dispatch import BACKENDS, Spec, choose
+
+__all__ = ["newton_schulz", "step", "swiglu_apply", "swiglu_gradients"]
+
+
+def newton_schulz(
+    matrix: Tensor, schedule: str = "schedule", steps: int = 5, dtype: str = "float32", *, backend: str = "auto"
+) -> Tensor:
+    """See `tttabpfn.fast_weights.newton_schulz.newton_schulz`; `matrix` is [B, D_out, D_in]."""
+    if _runs_in_torch("newton_schulz", matrix, (matrix,), backend):
+        return reference.newton_schulz(matrix, schedule, steps, dtype)
+    from tttabpfn.fast_weights.kernels import newton_schulz as kernel
+
+    return kernel.newton_schulz(matrix, schedule, steps, dtype)
+
+
+def step(
+    weight: Tensor,
+    gradient: Tensor,
+    buffer: Tensor | None,
+    momentum: float | Tensor,
+    step_size: float | Tensor,
+    weight_decay: float = 0.0,
+    norms: Tensor | None = None,
+    norm_eps: float = 1e-8,
+    *,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor | None]:
+    """See `tttabpfn.fast_weights.step.step`."""
+    used = [value for value in (weight, gradient, buffer, momentum, step_size, norms) if isinstance(value, Tensor)]
+    args = (weight, gradient, buffer, momentum, step_size, weight_decay, norms, norm_eps)
+    if _runs_in_torch("step", weight, used, backend):
+        return reference.step(*args)
+    from tttabpfn.fast_weights.kernels import weight_norm as kernel
+
+    return kernel.step(*args)
+
+
+def swiglu_apply(
+    w0: Tensor, w1: Tensor, w2: Tensor, x: Tensor, out: Tensor | None = None, *, backend: str = "auto"
+) -> Tensor:
+    """See `tttabpfn.fast_weights.swiglu.swiglu_apply`."""
+    return _swiglu(x, (w0, w1, w2, x), "swiglu_apply", backend).swiglu_apply(w0, w1, w2, x, out)
+
+
+def swiglu_gradients(
+    w0: Tensor,
+    w1: Tensor,
+    w2: Tensor,
+    k: Tensor,
+    v: Tensor,
+    lr0: Tensor,
+    lr1: Tensor,
+    lr2: Tensor,
+    *,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor, Tensor]:
+    """See `tttabpfn.fast_weights.swiglu.swiglu_gradients`."""
+    args = (w0, w1, w2, k, v, lr0, lr1, lr2)
+    return _swiglu(k, args, "swiglu_gradients", backend).swiglu_gradients(*args)
+
+
+def _swiglu(tokens: Tensor, used: tuple[Tensor, ...], operation: str, backend: str) -> ModuleType:
+    if _runs_in_torch(operation, used[0], used, backend, tokens.shape[1]):
+        return blocked
+    from tttabpfn.fast_weights.kernels import swiglu as kernel
+
+    return kernel
+
+
+def _runs_in_torch(
+    operation: str, matrix: Tensor, used: tuple[Tensor, ...] | list[Tensor], backend: str, tokens: int = 0
+) -> bool:
+    if backend == "torch" or (backend == "auto" and matrix.device.type == "cpu"):
+        return True
+    if backend not in BACKENDS:
+        raise ValueError(f"backend must be one of {list(BACKENDS)}, got {backend!r}")
+    spec = Spec(
+        operation,
+        matrix.device.type,
+        str(matrix.dtype).removeprefix("torch."),
+        batch=matrix.shape[0],
+        rows=matrix.shape[1],
+        cols=matrix.shape[2],
+        tokens=tokens,
+        needs_grad=torch.is_grad_enabled() and any(tensor.requires_grad for tensor in used),
+    )
+    return choose(spec, backend) == "torch"

@@ -1,0 +1,70 @@
+"""Momentum, weight update and row-norm restoration as one leaf operation, in plain PyTorch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tttabpfn.fast_weights.norms import restore_row_norms
+
+__all__ = ["step"]
+
+
+def step(
+    weight: Tensor,
+    gradient: Tensor,
+    buffer: Tensor | None,
+    momentum: float | Tensor,
+    step_size: float | Tensor,
+    weight_decay: float = 0.0,
+    norms: Tensor | None = None,
+    norm_eps: float = 1e-8,
+) -> tuple[Tensor, Tensor | None]:
+    r"""Update a stack of matrices, and restore its row norms.
+
+    :math:`M \leftarrow G + \mu M`, :math:`W \leftarrow W - s (M + \lambda W)`, then rows scaled to `norms`. Entries of
+    the stack with step size 0 keep the bits of their weight.
+
+    Parameters
+    ----------
+    weight, gradient : Tensor of shape [B, D_out, D_in]
+    buffer : Tensor of shape [B, D_out, D_in] or None
+        Running gradient; None: no momentum, the gradient itself is the direction.
+    momentum, step_size : float or Tensor of shape [B]
+    weight_decay : float, default=0.0
+    norms : Tensor of shape [B, D_out, 1] or None
+        Row norms to restore; None: no restoration.
+    norm_eps : float, default=1e-8
+        Added to the present norm.
+
+    Returns
+    -------
+    weight : Tensor of shape [B, D_out, D_in]
+    buffer : Tensor of shape [B, D_out, D_in] or None
+        The new running gradient; None where none came in.
+
+    Examples
+    --------
+    >>> import torch
+    >>> w, g = torch.ones(1, 1, 1), torch.full((1, 1, 1), 2.0)
+    >>> new, running = step(w, g, torch.ones(1, 1, 1), 0.5, 0.1)
+    >>> round(new.item(), 3), running.item()
+    (0.75, 2.5)
+    """
+    if buffer is not None:
+        buffer = gradient + _column(momentum, weight) * buffer
+    direction = gradient if buffer is None else buffer
+    if not isinstance(step_size, Tensor) and step_size == 0:
+        return weight, buffer
+    size = _column(step_size, weight)
+    if weight_decay:
+        direction = direction + weight_decay * weight
+    moved = weight - size * direction
+    if norms is not None:
+        moved = restore_row_norms(moved, norms, norm_eps)
+    return (torch.where(size == 0, weight, moved) if isinstance(size, Tensor) else moved), buffer
+
+
+def _column(value: float | Tensor, weight: Tensor) -> float | Tensor:
+    """Shape a per-entry tensor [B] so that it broadcasts over the entries of `weight`."""
+    return value.to(weight).reshape(-1, 1, 1) if isinstance(value, Tensor) else value

@@ -1,0 +1,113 @@
+"""Checks of what users pass to the LaCT operation; every message names the argument, what is allowed and what came."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+__all__ = ["ORDERS", "check_chunk_size", "check_operation", "check_operators"]
+
+ORDERS = ("causal", "causal-prenorm", "operators")
+
+
+def check_operation(
+    weights: Mapping[str, Tensor],
+    inputs: Mapping[str, Tensor | None],
+    order: str,
+    chunk_size: int | None,
+    operators: Sequence[Any] | None,
+) -> None:
+    """Check all arguments of `lact_swiglu` against one another.
+
+    Parameters
+    ----------
+    weights : mapping
+        w0, w1, w2.
+    inputs : mapping
+        q, k, v, lr0, lr1, lr2 and momentum, which may be None.
+    order, chunk_size, operators
+        As in `lact_swiglu`.
+
+    Raises
+    ------
+    ValueError
+        If one of them does not fit.
+    TypeError
+        If a tensor is none.
+    """
+    if order not in ORDERS:
+        raise ValueError(f"order must be one of {list(ORDERS)}, got {order!r}")
+    tensors = {**weights, **{name: value for name, value in inputs.items() if name != "momentum" or value is not None}}
+    for name, value in tensors.items():
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
+        if value.dim() != 3:
+            raise ValueError(f"{name} must have three axes, got shape {tuple(value.shape)}")
+    _check_shapes(tensors)
+    length = tensors["q"].shape[1]
+    if order == "operators":
+        if chunk_size is not None:
+            raise ValueError(f'chunk_size must be None with order="operators", got {chunk_size!r}')
+        check_operators(operators, length)
+    else:
+        if operators is not None:
+            raise ValueError(f'operators must be None with order="{order}", got {operators!r}')
+        check_chunk_size(chunk_size)
+
+
+def _check_shapes(tensors: Mapping[str, Any]) -> None:
+    w0, w1, q = tensors["w0"], tensors["w1"], tensors["q"]
+    (batch, hidden, keys), values, length = w0.shape, w1.shape[1], q.shape[1]
+    if length == 0:
+        raise ValueError(f"q must have at least one token, got shape {tuple(q.shape)}")
+    wanted = {
+        "w1": (batch, values, hidden),
+        "w2": (batch, hidden, keys),
+        "q": (batch, length, keys),
+        "k": (batch, length, keys),
+        "v": (batch, length, values),
+        **dict.fromkeys(("lr0", "lr1", "lr2", "momentum"), (batch, length, 1)),
+    }
+    for name, value in tensors.items():
+        if name in wanted and tuple(value.shape) != wanted[name]:
+            raise ValueError(
+                f"{name} must have shape {wanted[name]} (from w0 {tuple(w0.shape)}, w1 {tuple(w1.shape)}, "
+                f"q {tuple(q.shape)}), got {tuple(value.shape)}"
+            )
+        if not value.is_floating_point() or value.dtype != w0.dtype:
+            raise ValueError(f"{name} must have the floating-point dtype of w0 ({w0.dtype}), got {value.dtype}")
+        if value.device != w0.device:
+            raise ValueError(f"{name} must be on the device of w0 ({w0.device}), got {value.device}")
+
+
+def check_chunk_size(chunk_size: Any) -> None:
+    """Raise ValueError unless `chunk_size` is an integer of 1 or more."""
+    if isinstance(chunk_size, bool) or not isinstance(chunk_size, int) or chunk_size < 1:
+        raise ValueError(f"chunk_size must be an integer of 1 or more, got {chunk_size!r}")
+
+
+def check_operators(operators: Sequence[Any] | None, length: int) -> None:
+    """Raise ValueError unless `operators` are windows (start, end, update, apply) inside `length` tokens.
+
+    Examples
+    --------
+    >>> check_operators([(0, 4, True, True)], 4)
+    >>> check_operators([(0, 5, True, True)], 4)
+    Traceback (most recent call last):
+        ...
+    ValueError: operators[0] must have 0 <= start < end <= 4 (the tokens), got start=0, end=5
+    """
+    if not operators:
+        raise ValueError(f"operators must be a non-empty list of (start, end, update, apply), got {operators!r}")
+    for index, entry in enumerate(operators):
+        if not isinstance(entry, (tuple, list)) or len(entry) != 4:
+            raise ValueError(f"operators[{index}] must be (start, end, update, apply), got {entry!r}")
+        start, end = entry[:2]
+        if not all(isinstance(edge, int) and not isinstance(edge, bool) for edge in (start, end)):
+            raise ValueError(f"operators[{index}] must have integer start and end, got {entry!r}")
+        if not 0 <= start < end <= length:
+            raise ValueError(
+                f"operators[{index}] must have 0 <= start < end <= {length} (the tokens), got start={start}, end={end}"
+            )
