@@ -141,9 +141,8 @@ def lact_swiglu(
     >>> o, (w0_new, _, _) = lact_swiglu(w0, w1, w2, q, k, v, rate, rate, rate, chunk_size=4, muon=True)
     >>> o.shape, bool(torch.allclose(w0_new.norm(dim=-1), w0.norm(dim=-1), rtol=1e-4))
     (torch.Size([2, 10, 8]), True)
-    >>> o, _ = lact_swiglu(
-    ...     w0, w1, w2, q, k, v, rate, rate, rate, order="operators", operators=[(0, 8, True, False), (8, 10, False, True)]
-    ... )
+    >>> operators = [(0, 8, True, False), (8, 10, False, True)]
+    >>> o, _ = lact_swiglu(w0, w1, w2, q, k, v, rate, rate, rate, order="operators", operators=operators)
     >>> o.shape
     torch.Size([2, 2, 8])
     """
