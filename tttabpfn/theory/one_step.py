@@ -113,7 +113,8 @@ def one_step(task: LinearTask, W: ArrayLike, k: int, context: str = "fresh") -> 
     With the residual ``r = beta - W u``, ``t_2 = tr S^2`` and the weight ``Phi = u^T E[u u^T] u`` (fresh) or ``|u|^4``
     (shared), ``P = E[Phi r^T S^3 r]`` and ``H = P + t_2 E[Phi (r^T S r + sigma2)]``. ``a`` is a quarter of the squared
     norm of the risk's gradient in ``W`` (fresh) or ``E[|u|^2 r^T S^2 r]`` (shared). ``a`` in fresh mode is 0 exactly
-    where ``W`` is the best weight for this very task; a norm that rounding cannot tell from 0 is returned as 0.
+    where ``W`` is the best weight for this very task. It is the square of a norm of a difference: near that weight it
+    keeps only the digits that the difference keeps, and a norm within rounding of 0 is returned as 0.
 
     The large-``d`` limits for identity covariance without noise are the statements of arXiv 2503.11842: the gain over
     ``|beta|^2`` tends to ``k/(k+d) * d^3/(n+d)^3`` with a fresh context. At ``n = d = 20`` that limit is 48 % above the
