@@ -21,6 +21,8 @@ KERNEL_DTYPES = ("float32", "bfloat16")
 
 ON_CHIP_SIZE = 128
 """Newton-Schulz matrices up to this size, both ways, stay on chip for all steps in one launch."""
+STEP_COLUMNS = 16384
+"""Longest row that the fused step keeps in registers."""
 NEWTON_SCHULZ_LAUNCH_BOUND = 512
 """Up to this size one Newton-Schulz step is short next to launching it. Reasoned from launch counts, not measured."""
 SWIGLU_TOKENS = 1024
@@ -89,6 +91,8 @@ def cannot_run(spec: Spec, able: Capability) -> str | None:
         return 'an input requires grad and the kernels have no derivative; use backend="torch" or torch.no_grad()'
     if spec.dtype not in KERNEL_DTYPES:
         return f"dtype must be one of {list(KERNEL_DTYPES)}, got {spec.dtype}"
+    if spec.operation == "step" and spec.cols > STEP_COLUMNS:
+        return f"rows must be at most {STEP_COLUMNS} long, got {spec.cols}"
     if spec.device == "cuda":
         if able.compute is not None and able.compute < (8, 0):
             return f"kernels need compute capability 8.0 or newer, got {able.compute[0]}.{able.compute[1]}"

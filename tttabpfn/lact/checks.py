@@ -39,7 +39,10 @@ def check_operation(
     """
     if order not in ORDERS:
         raise ValueError(f"order must be one of {list(ORDERS)}, got {order!r}")
-    tensors = {**weights, **{name: value for name, value in inputs.items() if name != "momentum" or value is not None}}
+    tensors: dict[str, Any] = {
+        **weights,
+        **{name: value for name, value in inputs.items() if name != "momentum" or value is not None},
+    }
     for name, value in tensors.items():
         if not isinstance(value, Tensor):
             raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
