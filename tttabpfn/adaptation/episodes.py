@@ -1,0 +1,172 @@
+"""Which demonstrations play which part: held-back rows, and a context and queries for every step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Rows = NDArray[np.int64]
+
+
+def stratified_rows(labels: NDArray[np.int64], pool: Rows, size: int, rng: np.random.Generator) -> Rows:
+    """Draw rows of a pool without replacement, class shares kept and no class left out that fits.
+
+    Parameters
+    ----------
+    labels : ndarray of shape (N,), int
+        Class codes of all demonstrations.
+    pool : ndarray of shape (P,), int
+        Rows to draw from.
+    size : int
+        Rows to draw, at most ``P``.
+    rng : Generator
+        Source of randomness.
+
+    Returns
+    -------
+    ndarray of shape (size,), int
+        Sorted rows.
+
+    Examples
+    --------
+    >>> labels = np.array([0] * 8 + [1] * 2)
+    >>> rows = stratified_rows(labels, np.arange(10), 5, np.random.default_rng(0))
+    >>> np.bincount(labels[rows]).tolist()
+    [4, 1]
+    """
+    if size >= len(pool):
+        return np.sort(pool)
+    classes, inverse, counts = np.unique(labels[pool], return_inverse=True, return_counts=True)
+    quota = _quotas(counts, size)
+    shuffled = rng.permutation(len(pool))
+    taken = [pool[shuffled[inverse[shuffled] == position]][: quota[position]] for position in range(len(classes))]
+    return np.sort(np.concatenate(taken))
+
+
+def _quotas(counts: NDArray[np.int64], size: int) -> NDArray[np.int64]:
+    """Rows per class: proportional, at least one while `size` allows it, largest remainders first."""
+    floor = np.minimum(1, counts) if size >= len(counts) else np.zeros_like(counts)
+    ideal = size * counts / counts.sum()
+    quota = np.maximum(np.floor(ideal).astype(np.int64), floor)
+    while quota.sum() < size:
+        quota[np.argmax(np.where(quota < counts, ideal - quota, -np.inf))] += 1
+    while quota.sum() > size:
+        quota[np.argmax(np.where(quota > floor, quota - ideal, -np.inf))] -= 1
+    return quota
+
+
+@dataclass(frozen=True)
+class Split:
+    """The parts that demonstrations play throughout one adaptation.
+
+    Parameters
+    ----------
+    context : ndarray of int
+        Rows kept as context at predict.
+    pool : ndarray of int
+        Rows from which the steps' contexts and queries are drawn.
+    held_back : ndarray of int
+        Rows that no step before the guard's decision sees.
+    guard_context : ndarray of int
+        The context that the held-back rows are scored with: the predicting one, less the held-back rows.
+    """
+
+    context: Rows
+    pool: Rows
+    held_back: Rows
+    guard_context: Rows
+
+
+def split_demonstrations(
+    labels: NDArray[np.int64], context: Rows, *, share: float, most: int, rng: np.random.Generator
+) -> Split:
+    """Set held-back rows aside, from outside the context where there are rows outside it.
+
+    Parameters
+    ----------
+    labels : ndarray of shape (N,), int
+        Class codes.
+    context : ndarray of shape (n,), int
+        Rows kept as context at predict.
+    share : float
+        Share of the rows outside the context (of all rows, if the context is everything) to hold back.
+    most : int
+        Rows to hold back at most.
+    rng : Generator
+        Source of randomness.
+
+    Returns
+    -------
+    Split
+        `held_back` is empty if `share` is 0 or there are too few rows.
+    """
+    everything = np.arange(len(labels))
+    outside = np.setdiff1d(everything, context)
+    source = outside if len(outside) >= max(8, share * len(labels) / 2) else everything
+    size = min(most, round(share * len(source)))
+    held_back = np.empty(0, dtype=np.int64)
+    if size >= 4:
+        held_back = stratified_rows(labels, source, size, rng)
+    pool = np.setdiff1d(everything, held_back)
+    return Split(context, pool, held_back, np.setdiff1d(context, held_back))
+
+
+def draw_episode(
+    labels: NDArray[np.int64],
+    split: Split,
+    *,
+    chunk_size: int,
+    query_share: float,
+    resample_context: bool,
+    rng: np.random.Generator,
+) -> tuple[Rows, Rows]:
+    """Draw one step's context and queries.
+
+    Parameters
+    ----------
+    labels : ndarray of shape (N,), int
+        Class codes.
+    split : Split
+        The rows that may be used.
+    chunk_size : int
+        Most query rows.
+    query_share : float
+        Largest share of the pool that becomes queries where the predicting context leaves too few of them.
+    resample_context : bool
+        Draw the context anew; False takes the predicting one wherever it leaves queries.
+    rng : Generator
+        Source of randomness.
+
+    Returns
+    -------
+    context, query : ndarray of int
+        Disjoint rows of the pool.
+    """
+    pool = split.pool
+    size = min(len(split.guard_context), len(pool) - min(chunk_size, max(1, round(query_share * len(pool)))))
+    size = max(size, 1)
+    fixed = np.intersect1d(split.guard_context, pool)
+    context = fixed if not resample_context and len(fixed) == size else stratified_rows(labels, pool, size, rng)
+    rest = np.setdiff1d(pool, context)
+    query = rng.permutation(rest)[:chunk_size]
+    return context, np.sort(query)
+
+
+def seeded(seed: int, *branch: int) -> np.random.Generator:
+    """One generator of the seed tree.
+
+    Parameters
+    ----------
+    seed : int
+        Root of the tree.
+    *branch : int
+        Path to the generator, e.g. purpose and step.
+
+    Returns
+    -------
+    Generator
+        The same for the same root and branch, independent of all others.
+    """
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=branch))

@@ -1,0 +1,305 @@
+"""The gradient path: chunked updates of TabPFN's own weights on episodes of the demonstrations."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tttabpfn import tabpfn_adapter as adapter
+from tttabpfn.adaptation.episodes import Rows, Split, draw_episode, seeded
+from tttabpfn.adaptation.settings import Settings
+from tttabpfn.fast_weights import update_rules
+from tttabpfn.fast_weights.chunked import Chunk, accumulate, run_chunks
+from tttabpfn.fast_weights.selection import StackLayout, select_names
+
+EPISODE_BRANCH = 1
+_BYTES_PER_ROW_AND_COLUMN = 24_000
+_LEAST_MEMORY = 2 * 1024**3
+
+Stacks = dict[str, Tensor]
+
+
+class FastModel:
+    """Private copies of the base's networks whose fast weights can be set, differentiated and read as stacks.
+
+    Parameters
+    ----------
+    models : sequence of Module
+        The base's networks; shared, never written to.
+    selection : str or sequence of str
+        Which parameters are fast weights.
+    """
+
+    def __init__(self, models: Sequence[nn.Module], selection: str | Sequence[str]) -> None:
+        chosen = []
+        for model in models:
+            own = dict(model.named_parameters())
+            chosen.append({name: own[name] for name in select_names(adapter.adaptable_shapes(model), selection)})
+        self.models = adapter.private_copies(models, chosen)
+        self._parameters = {
+            f"{position}:{name}": dict(twin.named_parameters())[name]
+            for position, (twin, names) in enumerate(zip(self.models, chosen, strict=True))
+            for name in names
+        }
+        self.layout = StackLayout.of(self._parameters)
+        self.initial = self.layout.stack({name: value.detach() for name, value in self._parameters.items()})
+
+    def load(self, stacks: Stacks) -> None:
+        """Set the fast weights to the values of the stacks."""
+        with torch.no_grad():
+            for name, value in self.layout.unstack(stacks).items():
+                self._parameters[name].copy_(value)
+
+    def named(self, stacks: Stacks) -> dict[str, Tensor]:
+        """Fast weights by parameter name, each name led by its network's position."""
+        return self.layout.unstack(stacks)
+
+    def gradients(self, loss: Tensor) -> dict[str, Tensor]:
+        """Gradients of a loss by parameter name; zeros where a parameter plays no part."""
+        names = list(self._parameters)
+        found = torch.autograd.grad(loss, [self._parameters[name] for name in names], allow_unused=True)
+        return {
+            name: torch.zeros_like(self._parameters[name]) if gradient is None else gradient
+            for name, gradient in zip(names, found, strict=True)
+        }
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the fast weights in bytes."""
+        return sum(stack.numel() * stack.element_size() for stack in self.initial.values())
+
+
+@dataclass(frozen=True)
+class PathPoint:
+    """Where a path stands after some updates; a value, from which the path can go on.
+
+    Parameters
+    ----------
+    step : int
+        Updates done.
+    weights : dict of Tensor
+        Stacked fast weights.
+    state : State
+        The update rule's state.
+    losses : tuple of float
+        Each step's query loss before its update.
+    notes : tuple of str
+        Halved micro-batches.
+    """
+
+    step: int
+    weights: Stacks
+    state: update_rules.State
+    losses: tuple[float, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+class GradientPath:
+    """Walks along gradient steps on episodes; the same episodes for every candidate step size.
+
+    Parameters
+    ----------
+    fast : FastModel
+        The weights to adapt.
+    demonstrations : Demonstrations
+        Rows of all ensemble members.
+    labels : ndarray of shape (N,), int
+        Class codes.
+    split : Split
+        Which rows may be used.
+    settings : Settings
+        Number of steps, chunk size, update rule and recipe.
+    """
+
+    def __init__(
+        self,
+        fast: FastModel,
+        demonstrations: adapter.Demonstrations,
+        labels: np.ndarray,
+        split: Split,
+        settings: Settings,
+    ) -> None:
+        self.fast = fast
+        self.demonstrations = demonstrations
+        self.labels = labels
+        self.split = split
+        self.settings = settings
+        self.micro_batch = settings.chunk_size
+        self._first: tuple[dict[str, Tensor], float, tuple[str, ...]] | None = None
+
+    def start(self) -> PathPoint:
+        """The frozen weights, before any update."""
+        return PathPoint(0, self.fast.initial, update_rules.init_state(self.settings.update_rule, self.fast.initial))
+
+    def walk(
+        self,
+        point: PathPoint,
+        until: int,
+        step_size: float,
+        *,
+        observer: Callable[[PathPoint], None] | None = None,
+        episode: Callable[[int], tuple[Rows, Rows]] | None = None,
+        schedule: Callable[[int], float] | None = None,
+    ) -> PathPoint:
+        """Take updates from a point of the path on.
+
+        Parameters
+        ----------
+        point : PathPoint
+            Where to start.
+        until : int
+            Number of updates to have done at the end.
+        step_size : float
+            Per update, before the schedule.
+        observer : callable, optional
+            Called with the point reached after every update.
+        episode : callable, optional
+            Context and queries of a step, by default drawn from the split's pool.
+        schedule : callable, optional
+            Factor on the step size by step, by default warm-up and cosine.
+
+        Returns
+        -------
+        PathPoint
+            After `until` updates.
+        """
+        settings, recipe = self.settings, self.settings.recipe
+        draw = self.episode if episode is None else episode
+        factor = self.schedule if schedule is None else schedule
+        losses, notes = list(point.losses), list(point.notes)
+        chunk_size = settings.chunk_size
+        norms = {key: update_rules.row_norms(stack) for key, stack in self.fast.initial.items() if stack.ndim == 3}
+
+        def gradient(chunk: Chunk, weights: Stacks) -> Stacks:
+            step = chunk.start // chunk_size
+            shared = step == 0 and episode is None
+            if shared and self._first is not None:
+                named, loss, said = self._first
+            else:
+                named, loss, said = self._gradient(step, weights, *draw(step))
+                if shared:
+                    self._first = (named, loss, said)
+            losses.append(loss)
+            notes.extend(said)
+            return self.fast.layout.stack(named)
+
+        def update(
+            chunk: Chunk, weights: Stacks, gradients: Stacks, state: update_rules.State
+        ) -> tuple[Stacks, update_rules.State]:
+            size = step_size * factor(chunk.start // chunk_size)
+            new, state = update_rules.update(
+                settings.update_rule,
+                weights,
+                gradients,
+                state,
+                size,
+                scale=recipe.scale,
+                restore_norms=recipe.restore_norms and settings.update_rule == "muon",
+                initial_norms=norms,
+                backend=settings.backend,
+            )
+            if recipe.weight_decay:
+                pull = size * recipe.weight_decay
+                new = {key: value + pull * (self.fast.initial[key] - value) for key, value in new.items()}
+            return new, state
+
+        def observe(chunk: Chunk, weights: Stacks, state: update_rules.State) -> None:
+            if observer is not None:
+                observer(PathPoint(chunk.start // chunk_size + 1, weights, state, tuple(losses), tuple(notes)))
+
+        chunks = [Chunk(step * chunk_size, (step + 1) * chunk_size, apply=False) for step in range(point.step, until)]
+        run = run_chunks(chunks, point.weights, point.state, gradient=gradient, update=update, observer=observe)
+        return PathPoint(until, run.weights, run.state, tuple(losses), tuple(notes))
+
+    def schedule(self, step: int) -> float:
+        """Factor on the step size at a step: linear warm-up, then a cosine down to the final share."""
+        recipe, n_steps = self.settings.recipe, self.settings.n_steps
+        warm_up = round(recipe.warm_up_share * n_steps)
+        if step < warm_up:
+            return (step + 1) / (warm_up + 1)
+        progress = (step - warm_up) / max(1, n_steps - warm_up)
+        return recipe.final_share + (1 - recipe.final_share) * 0.5 * (1 + math.cos(math.pi * progress))
+
+    def episode(self, step: int) -> tuple[Rows, Rows]:
+        """Context and queries of a step, from the seed tree."""
+        recipe = self.settings.recipe
+        return draw_episode(
+            self.labels,
+            self.split,
+            chunk_size=self.settings.chunk_size,
+            query_share=recipe.query_share,
+            resample_context=recipe.resample_context,
+            rng=seeded(self.settings.seed, EPISODE_BRANCH, step),
+        )
+
+    def _gradient(
+        self, step: int, weights: Stacks, context: Rows, query: Rows
+    ) -> tuple[dict[str, Tensor], float, tuple[str, ...]]:
+        """Gradient of the mean query loss, accumulated over micro-batches of queries."""
+        self.fast.load(weights)
+        device = self.demonstrations.labels.device
+        rows = torch.as_tensor(context, device=device)
+        queries = torch.as_tensor(query, device=device)
+        members = self._members(step)
+
+        def gradient_of_slice(start: int, end: int) -> dict[str, Tensor]:
+            part = queries[start:end]
+            logits = adapter.member_logits(self.fast.models, self.demonstrations, rows, part, members)
+            loss = query_loss(logits, self.demonstrations.labels[part], self.demonstrations.temperature)
+            loss = loss * (len(part) / len(queries))
+            return {**self.fast.gradients(loss), "": loss.detach()}
+
+        micro_batch = max(1, min(self.micro_batch, self._affordable(len(rows), len(members))))
+        done = accumulate(gradient_of_slice, 0, len(queries), micro_batch)
+        if done.halvings:
+            self.micro_batch = done.micro_batch
+        total = dict(done.total)
+        return total, float(total.pop("")), done.notes
+
+    def _members(self, step: int) -> list[int]:
+        n_members = self.demonstrations.n_members
+        size = min(self.settings.recipe.members_per_step, n_members)
+        return [(step * size + position) % n_members for position in range(size)]
+
+    def _affordable(self, n_context: int, n_members: int) -> int:
+        """Query rows per micro-batch that should fit into the memory at hand."""
+        per_row = _BYTES_PER_ROW_AND_COLUMN * self.demonstrations.columns * n_members
+        rows = int(0.5 * _free_memory(self.demonstrations.labels.device)) // per_row
+        return max(rows - n_context, 32)
+
+
+def query_loss(logits: Tensor, labels: Tensor, temperature: float) -> Tensor:
+    """Mean cross-entropy of the queries over members and rows.
+
+    Parameters
+    ----------
+    logits : Tensor of shape (M, Q, K)
+        Raw logits.
+    labels : Tensor of shape (Q,), int64
+        Class codes.
+    temperature : float
+        Softmax temperature.
+
+    Returns
+    -------
+    Tensor
+        A scalar, in nats per row.
+    """
+    n_members, n_queries, n_classes = logits.shape
+    flat = (logits / temperature).reshape(n_members * n_queries, n_classes)
+    return nn.functional.cross_entropy(flat, labels.repeat(n_members))
+
+
+def _free_memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        return max(_LEAST_MEMORY, os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    except (AttributeError, ValueError, OSError):
+        return _LEAST_MEMORY

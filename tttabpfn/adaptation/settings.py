@@ -1,0 +1,116 @@
+"""What an adaptation is asked to do: the user's parameters, and the recipe behind their defaults."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Choices of the algorithm that are not parameters of the estimator; the ablation benchmark varies them.
+
+    Parameters
+    ----------
+    members_per_step : int
+        Ensemble members in one update; they rotate from step to step.
+    resample_context : bool
+        Draw a new context for every step. False: the context that predicts serves every step.
+    query_share : float
+        Where all rows are context at predict: largest share of the rows that one step's episode takes as queries.
+    warm_up_share : float
+        Share of the steps over which the step size rises linearly.
+    final_share : float
+        Share of the step size that is left at the last step; a cosine leads there.
+    held_back_share : float
+        Share of the rows outside the context held back for the guard, the step-size search and the number of steps.
+    max_held_back : int
+        Rows held back at most.
+    n_checkpoints : int
+        How often along the path the held-back rows are scored.
+    step_size_factors : tuple of float
+        Candidates of ``step_size="auto"``, as multiples of the update rule's default.
+    trial_share : float
+        Share of the steps that every candidate step size gets before all but the best are dropped.
+    evidence : float
+        Standard errors by which the held-back gain must exceed zero to be accepted.
+    absorb : bool
+        After the decision, take a few more steps whose queries are the held-back rows.
+    scale : {"lact", "match_rms", "relative"}
+        Unit of Muon's step.
+    restore_norms : bool
+        Restore each weight row's norm after an update of Muon, as LaCT does.
+    weight_decay : float
+        Pull towards the base weights, as a share of the step size.
+    """
+
+    members_per_step: int = 1
+    resample_context: bool = True
+    query_share: float = 0.5
+    warm_up_share: float = 0.1
+    final_share: float = 0.1
+    held_back_share: float = 0.25
+    max_held_back: int = 500
+    n_checkpoints: int = 6
+    step_size_factors: tuple[float, ...] = (0.3, 1.0, 3.0)
+    trial_share: float = 0.2
+    evidence: float = 1.0
+    absorb: bool = True
+    scale: str = "match_rms"
+    restore_norms: bool = False
+    weight_decay: float = 0.0
+
+
+DEFAULT_STEP_SIZES = {"sgd": 0.1, "momentum": 0.03, "muon": 5e-4, "adamw": 5e-4}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The estimator's parameters, resolved and checked.
+
+    Parameters
+    ----------
+    step_size : float or None
+        None: chosen on held-back demonstrations.
+    n_steps : int
+        Updates, 0 or more.
+    chunk_size : int
+        Query rows per update.
+    update_rule : {"sgd", "momentum", "muon", "adamw"}
+        The update rule of the fast weights.
+    fast_weights : str or tuple of str
+        A named selection or glob patterns.
+    guard : bool
+        Whether the adapted weights must win on held-back demonstrations.
+    adaptation : {"gradient", "memory", "both"}
+        What is adapted.
+    backend : {"auto", "torch", "triton"}
+        Who runs the leaf operations of the updates.
+    seed : int
+        Root of the seed tree.
+    recipe : Recipe
+        The algorithm's other choices.
+    """
+
+    step_size: float | None = None
+    n_steps: int = 60
+    chunk_size: int = 512
+    update_rule: str = "muon"
+    fast_weights: str | tuple[str, ...] = "all"
+    guard: bool = True
+    adaptation: str = "gradient"
+    backend: str = "auto"
+    seed: int = 0
+    recipe: Recipe = Recipe()
+
+    @property
+    def is_frozen(self) -> bool:
+        """Whether nothing is adapted, so that the wrapped classifier itself predicts."""
+        return self.n_steps == 0 or self.step_size == 0
+
+    @property
+    def candidate_step_sizes(self) -> tuple[float, ...]:
+        """Step sizes in the race; one if the user gave it."""
+        if self.step_size is not None:
+            return (self.step_size,)
+        default = DEFAULT_STEP_SIZES[self.update_rule]
+        return tuple(default * factor for factor in self.recipe.step_size_factors)

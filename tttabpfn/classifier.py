@@ -1,0 +1,349 @@
+"""`TTTTabPFNClassifier`: parameters, checks, and the flow from fit to predict; no gradients here."""
+
+from __future__ import annotations
+
+import uuid
+import warnings
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.base import BaseEstimator, ClassifierMixin, clone
+from sklearn.utils.validation import check_is_fitted, validate_data
+from tabpfn import TabPFNClassifier
+
+from tttabpfn import store, validation
+from tttabpfn import tabpfn_adapter as adapter
+from tttabpfn.adaptation import Session, Settings, predicting_models
+from tttabpfn.adaptation.episodes import seeded, stratified_rows
+from tttabpfn.fast_weights.cache import CacheEntry, FastWeightCache, resolve_cache
+from tttabpfn.fast_weights.fingerprint import fingerprint
+from tttabpfn.progress import progress_bar
+from tttabpfn.report import AdaptationReport
+
+CONTEXT_BRANCH = 0
+
+
+class TTTTabPFNClassifier(ClassifierMixin, BaseEstimator):
+    """TabPFN that trains itself at test time on the demonstrations it is given.
+
+    `fit` checks and stores the demonstrations. The first prediction takes a few gradient steps on them (test-time
+    training): demonstrations are split into a context and queries, the queries' loss is minimised over a chosen part
+    of TabPFN's own weights, the fast weights, and the adapted model predicts with the context alone. The fast weights
+    are kept in a cache keyed by content, so that later calls, clones and other processes reuse them.
+
+    Parameters
+    ----------
+    estimator : TabPFNClassifier, optional
+        An unfitted classifier to adapt. None: one on the bundled checkpoint, which needs no network.
+    step_size : float or "auto", default="auto"
+        Size of an update, 0 or more; its unit depends on the update rule. "auto" chooses it on held-back
+        demonstrations. 0 switches adaptation off.
+    n_steps : int, default=40
+        Most gradient steps (updates). The guard may keep fewer. 0 switches adaptation off.
+    context_size : int, float or None, default=None
+        Rows kept as context at predict, class shares kept: None for all (as many as the base takes), an int for rows,
+        a float in (0, 1) for a share.
+    chunk_size : int, default=512
+        Most query rows in one update: the large chunk. It changes the maths, never the peak of memory.
+    update_rule : {"muon", "adamw", "momentum", "sgd"}, default="muon"
+        How gradients become updates.
+    fast_weights : {"all", "mlp", "attention", "last_quarter"} or list of str, default="all"
+        Which parameters adapt; a list holds glob patterns on their names.
+    guard : bool, default=True
+        Keep the frozen weights unless the adapted ones win on held-back demonstrations.
+    adaptation : {"gradient", "memory", "both"}, default="gradient"
+        "gradient": TTT of TabPFN's own weights. "memory": a fast-weight memory on its row embeddings, written by
+        forward passes only. "both": the memory on top of the gradient steps.
+    backend : {"auto", "torch", "triton"}, default="auto"
+        Who runs the updates' leaf operations. "triton" runs or raises.
+    cache : None, path or FastWeightCache, default=None
+        Where fast weights are kept: in memory, shared by the process; also on disk; or in a cache of your own.
+    random_state : int, RandomState, Generator or None, default=None
+        Seed of context, splits and steps. None draws one at `fit`. The wrapped estimator has its own.
+    verbose : int, default=0
+        1 shows a progress bar while adapting.
+
+    Attributes
+    ----------
+    classes_ : ndarray of shape (n_classes,)
+        Sorted labels.
+    n_features_in_ : int
+        Features seen during `fit`.
+    feature_names_in_ : ndarray of shape (n_features_in_,)
+        Their names; only if X has string column names.
+    context_indices_ : ndarray of shape (n_context,)
+        Rows of X kept as context, sorted.
+
+    Raises
+    ------
+    ValueError
+        From `fit`, before any weights load: a parameter out of range, infinite values, one class only, a class with
+        one row, more classes than the base can tell apart, a damaged checkpoint.
+
+    Notes
+    -----
+    The recipe is that of Gozeten et al. 2025 (arXiv 2503.11842), the chunked updates with Muon are those of LaCT
+    (Zhang et al. 2025, arXiv 2505.23884). `predict` changes nothing on the estimator and may be called from threads.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> X, y = load_iris(return_X_y=True)
+    >>> clf = TTTTabPFNClassifier(n_steps=2, context_size=50, random_state=0).fit(X, y)
+    >>> clf.predict(X[:2]).tolist()
+    [0, 0]
+    >>> clf.adaptation_report().context_size
+    50
+    """
+
+    def __init__(
+        self,
+        estimator: TabPFNClassifier | None = None,
+        *,
+        step_size: float | str = "auto",
+        n_steps: int = 40,
+        context_size: int | float | None = None,
+        chunk_size: int = 512,
+        update_rule: str = "muon",
+        fast_weights: str | list[str] = "all",
+        guard: bool = True,
+        adaptation: str = "gradient",
+        backend: str = "auto",
+        cache: Any = None,
+        random_state: Any = None,
+        verbose: int = 0,
+    ) -> None:
+        self.estimator = estimator
+        self.step_size = step_size
+        self.n_steps = n_steps
+        self.context_size = context_size
+        self.chunk_size = chunk_size
+        self.update_rule = update_rule
+        self.fast_weights = fast_weights
+        self.guard = guard
+        self.adaptation = adaptation
+        self.backend = backend
+        self.cache = cache
+        self.random_state = random_state
+        self.verbose = verbose
+
+    def fit(self, X: Any, y: Any) -> TTTTabPFNClassifier:
+        """Check and store the demonstrations; nothing is trained yet.
+
+        Parameters
+        ----------
+        X : array-like or frame of shape (n_rows, n_features)
+            Numbers, strings, categories, booleans or dates, as TabPFN takes them; missing values are allowed.
+        y : array-like of shape (n_rows,)
+            Labels.
+
+        Returns
+        -------
+        TTTTabPFNClassifier
+            Itself.
+        """
+        validation.check_parameters(self.get_params(deep=False))
+        wrapped = self._wrapped()
+        declared = adapter.declared_limits(wrapped)
+        rows = validation.check_rows(X, estimator=self, least_rows=2)
+        labels, classes, codes = validation.check_targets(y, len(rows), estimator=self)
+        seed = validation.resolve_seed(self.random_state)
+        settings = self._settings(seed)
+        validation.check_class_counts(
+            classes,
+            codes,
+            max_classes=declared.get("MAX_NUMBER_OF_CLASSES"),
+            least=1 if settings.is_frozen else 2,
+        )
+        most_rows = None if wrapped.ignore_pretraining_limits else adapter.max_context_rows(wrapped, declared)
+        size = validation.resolve_context_size(self.context_size, len(rows), len(classes), most_rows)
+        if self.context_size is None and size < len(rows):
+            warnings.warn(
+                f"context_size=None keeps {size} of {len(rows)} rows as context, the most the base takes here; "
+                "the others are trained on. Set context_size to choose.",
+                UserWarning,
+                stacklevel=2,
+            )
+        context = stratified_rows(codes, np.arange(len(rows)), size, seeded(seed, CONTEXT_BRANCH))
+
+        validate_data(self, X, skip_check_array=True, reset=True)
+        self.classes_ = classes
+        self.context_indices_ = context
+        self._rows = rows.copy()
+        self._labels = labels.copy()
+        self._codes = codes
+        self._wrapped_estimator = clone(wrapped)
+        self._fit_settings = settings
+        self._data_print = fingerprint(self._rows, self._labels, context)
+        self._fit_token = uuid.uuid4().hex
+        return self
+
+    def predict(self, X: Any) -> NDArray[Any]:
+        """Predict labels; the first call adapts.
+
+        Parameters
+        ----------
+        X : array-like or frame of shape (n_rows, n_features)
+            Rows like those given to `fit`.
+
+        Returns
+        -------
+        ndarray of shape (n_rows,)
+            Labels.
+        """
+        probabilities = self.predict_proba(X)
+        return self.classes_[probabilities.argmax(axis=1)]
+
+    def predict_proba(self, X: Any) -> NDArray[np.floating[Any]]:
+        """Predict class probabilities; the first call adapts.
+
+        Parameters
+        ----------
+        X : array-like or frame of shape (n_rows, n_features)
+            Rows like those given to `fit`.
+
+        Returns
+        -------
+        ndarray of shape (n_rows, n_classes)
+            Classes in the order of ``classes_``.
+        """
+        check_is_fitted(self, "classes_")
+        rows = validation.check_rows(X, estimator=self, least_rows=1)
+        validate_data(self, X, skip_check_array=True, reset=False)
+        return self._predictor().predict_proba(rows)
+
+    def adapt(self) -> TTTTabPFNClassifier:
+        """Do now what the first prediction would do.
+
+        Returns
+        -------
+        TTTTabPFNClassifier
+            Itself.
+        """
+        check_is_fitted(self, "classes_")
+        self._predictor()
+        return self
+
+    def adaptation_report(self) -> AdaptationReport:
+        """Return what the adaptation did; adapts if nothing has yet.
+
+        Returns
+        -------
+        AdaptationReport
+            Losses, step size, acceptance and reason, seconds, bytes, cache hit.
+        """
+        check_is_fitted(self, "classes_")
+        _, entry = self._entry()
+        return store.report_of(entry, reader=self._fit_token)
+
+    def _wrapped(self) -> TabPFNClassifier:
+        if self.estimator is None:
+            return adapter.default_estimator()
+        if not isinstance(self.estimator, TabPFNClassifier):
+            raise TypeError(
+                f"estimator must be None or a tabpfn.TabPFNClassifier, got {type(self.estimator).__name__}."
+            )
+        adapter.check_estimator_settings(self.estimator)
+        return self.estimator
+
+    def _settings(self, seed: int) -> Settings:
+        return Settings(
+            step_size=None if isinstance(self.step_size, str) else float(self.step_size),
+            n_steps=int(self.n_steps),
+            chunk_size=int(self.chunk_size),
+            update_rule=self.update_rule,
+            fast_weights=self.fast_weights if isinstance(self.fast_weights, str) else tuple(self.fast_weights),
+            guard=bool(self.guard),
+            adaptation=self.adaptation,
+            backend=self.backend,
+            seed=seed,
+        )
+
+    def _resolved_cache(self) -> FastWeightCache:
+        return resolve_cache(self.cache)
+
+    def _entry(self) -> tuple[str, CacheEntry]:
+        """The cache key and what lies under it, adapting if nothing does."""
+        base = adapter.load_base(self._wrapped_estimator)
+        key = store.entry_key(base, self._wrapped_estimator, self._fit_settings, self._data_print)
+        entry, _ = self._resolved_cache().get_or_compute(key, self._adaptation(base, key))
+        return key, entry
+
+    def _adaptation(self, base: adapter.Base, key: str) -> Callable[[], CacheEntry]:
+        def compute() -> CacheEntry:
+            settings = self._fit_settings
+            if settings.is_frozen:
+                return store.frozen_entry(settings, len(self.context_indices_), len(self._codes), self._fit_token)
+            session = self._session()
+            with progress_bar(self.verbose, settings.n_steps) as tell:
+                return store.to_entry(session.adapt(settings, tell), self._fit_token)
+
+        return compute
+
+    def _session(self) -> Session:
+        recipe = self._fit_settings.recipe
+        key = store.session_key(self._wrapped_estimator, self._fit_settings, self._data_print)
+        return self._resolved_cache().attachment(
+            key,
+            "session",
+            lambda: Session(
+                self._wrapped_estimator,
+                self._rows,
+                self._labels,
+                self._codes,
+                self.context_indices_,
+                take=take_rows,
+                seed=self._fit_settings.seed,
+                share=recipe.held_back_share,
+                most=recipe.max_held_back,
+            ),
+        )
+
+    def _predictor(self) -> Any:
+        """What predicts: fitted on the context rows, with the adapted networks or the frozen ones."""
+        key, entry = self._entry()
+        return self._resolved_cache().attachment(key, "predictor", partial(self._build_predictor, entry))
+
+    def _build_predictor(self, entry: CacheEntry) -> TabPFNClassifier:
+        base = adapter.load_base(self._wrapped_estimator)
+        X, y = take_rows(self._rows, self.context_indices_), self._labels[self.context_indices_]
+        if not entry.tensors:
+            mode = None if self._fit_settings.is_frozen else "fit_with_cache"
+            return adapter.fit_tabpfn(self._wrapped_estimator, base, X, y, fit_mode=mode)
+        models = predicting_models(base, entry.tensors)
+        return adapter.fit_tabpfn(self._wrapped_estimator, base, X, y, models=models, fit_mode="fit_with_cache")
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = super().__getstate__()
+        if "_fit_settings" in state:
+            base = adapter.loaded_base(self._wrapped_estimator)
+            if base is not None:
+                key = store.entry_key(base, self._wrapped_estimator, self._fit_settings, self._data_print)
+                entry = self._resolved_cache().get(key)
+                if entry is not None:
+                    state["_packed_fast_weights"] = store.pack(key, entry)
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        packed = state.pop("_packed_fast_weights", None)
+        super().__setstate__(state)
+        if packed is not None:
+            key, entry = store.unpack(packed)
+            cache = self._resolved_cache()
+            if key not in cache:
+                cache.put(key, entry)
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.allow_nan = True
+        tags.input_tags.string = True
+        tags.input_tags.categorical = True
+        return tags
+
+
+def take_rows(X: Any, rows: NDArray[np.int64]) -> Any:
+    """Rows of a frame or an array."""
+    return X.iloc[rows] if hasattr(X, "iloc") else X[rows]

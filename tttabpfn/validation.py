@@ -1,0 +1,295 @@
+"""Checks of parameters and data that need no weights; every message names what is allowed and what came."""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy import sparse
+from sklearn.utils import check_array, column_or_1d
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import _check_y as check_labels
+
+from tttabpfn.fast_weights.cache import FastWeightCache
+from tttabpfn.fast_weights.selection import NAMED_SELECTIONS
+
+UPDATE_RULES = ("sgd", "momentum", "muon", "adamw")
+ADAPTATIONS = ("gradient", "memory", "both")
+BACKENDS = ("auto", "torch", "triton")
+
+
+def check_parameters(parameters: dict[str, Any]) -> None:
+    """Check the estimator's parameters one by one.
+
+    Parameters
+    ----------
+    parameters : dict
+        As `get_params(deep=False)` returns them.
+
+    Raises
+    ------
+    TypeError
+        If a parameter has a wrong type.
+    ValueError
+        If its value is out of range.
+    """
+    step_size = parameters["step_size"]
+    if not (isinstance(step_size, str) and step_size == "auto"):
+        _number("step_size", step_size, 'a float >= 0 or "auto"', least=0)
+    _integer("n_steps", parameters["n_steps"], 0)
+    _integer("chunk_size", parameters["chunk_size"], 1)
+    _one_of("update_rule", parameters["update_rule"], UPDATE_RULES)
+    _one_of("adaptation", parameters["adaptation"], ADAPTATIONS)
+    _one_of("backend", parameters["backend"], BACKENDS)
+    if not isinstance(parameters["guard"], bool | np.bool_):
+        raise TypeError(f"guard must be True or False, got {parameters['guard']!r}.")
+    _integer("verbose", int(parameters["verbose"]) if _is_bool(parameters["verbose"]) else parameters["verbose"], 0)
+    _check_context_size(parameters["context_size"])
+    _check_selection(parameters["fast_weights"])
+    _check_cache(parameters["cache"])
+    _check_random_state(parameters["random_state"])
+
+
+def _is_bool(value: Any) -> bool:
+    return isinstance(value, bool | np.bool_)
+
+
+def _number(name: str, value: Any, allowed: str, *, least: float) -> None:
+    if _is_bool(value) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name} must be {allowed}, got {value!r} of type {type(value).__name__}.")
+    if not np.isfinite(float(value)) or float(value) < least:
+        raise ValueError(f"{name} must be {allowed}, got {value!r}.")
+
+
+def _integer(name: str, value: Any, least: int) -> None:
+    if _is_bool(value) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"{name} must be an int >= {least}, got {value!r} of type {type(value).__name__}.")
+    if value < least:
+        raise ValueError(f"{name} must be an int >= {least}, got {value!r}.")
+
+
+def _one_of(name: str, value: Any, allowed: Sequence[str]) -> None:
+    if not isinstance(value, str) or value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}.")
+
+
+def _check_context_size(value: Any) -> None:
+    allowed = "None (all rows), an int >= 1 (rows) or a float in (0, 1) (share of the rows)"
+    if value is None:
+        return
+    if _is_bool(value) or not isinstance(value, numbers.Real):
+        raise TypeError(f"context_size must be {allowed}, got {value!r} of type {type(value).__name__}.")
+    fits = value >= 1 if isinstance(value, numbers.Integral) else 0 < float(value) < 1
+    if not fits:
+        raise ValueError(f"context_size must be {allowed}, got {value!r}.")
+
+
+def _check_selection(value: Any) -> None:
+    allowed = f"{', '.join(map(repr, NAMED_SELECTIONS))} or a non-empty list of glob patterns on parameter names"
+    if isinstance(value, str):
+        if value not in NAMED_SELECTIONS:
+            raise ValueError(f"fast_weights must be {allowed}, got {value!r}.")
+        return
+    if not isinstance(value, list | tuple) or not value or not all(isinstance(item, str) for item in value):
+        raise ValueError(f"fast_weights must be {allowed}, got {value!r}.")
+
+
+def _check_cache(value: Any) -> None:
+    if value is not None and not isinstance(value, str | Path | FastWeightCache):
+        raise TypeError(
+            f"cache must be None (in memory), a path (also on disk) or a FastWeightCache, got {type(value).__name__}."
+        )
+
+
+def _check_random_state(value: Any) -> None:
+    if value is None or isinstance(value, np.random.RandomState | np.random.Generator):
+        return
+    if _is_bool(value) or not isinstance(value, numbers.Integral) or value < 0:
+        raise ValueError(f"random_state must be None, an int >= 0 or a NumPy random generator, got {value!r}.")
+
+
+def resolve_seed(random_state: Any) -> int:
+    """One seed for the whole estimator, drawn at `fit`; the process's global generators are left alone.
+
+    Parameters
+    ----------
+    random_state : None, int, RandomState or Generator
+        None draws from the operating system.
+
+    Returns
+    -------
+    int
+        Root of the seed tree.
+    """
+    if random_state is None:
+        return int(np.random.SeedSequence().generate_state(1)[0])
+    if isinstance(random_state, np.random.RandomState):
+        return int(random_state.randint(2**31 - 1))
+    if isinstance(random_state, np.random.Generator):
+        return int(random_state.integers(2**31 - 1))
+    return int(random_state)
+
+
+def is_frame(X: Any) -> bool:
+    """Whether X has named columns: a pandas or polars frame."""
+    return isinstance(X, pd.DataFrame) or (hasattr(X, "columns") and hasattr(X, "to_pandas"))
+
+
+def check_rows(X: Any, *, estimator: Any, least_rows: int) -> Any:
+    """Check a table's shape, kind and values, and return a form that keeps its types.
+
+    Parameters
+    ----------
+    X : array-like or frame of shape (n_rows, n_features)
+        Missing values are allowed, infinite ones are not.
+    estimator : object
+        Named in scikit-learn's messages.
+    least_rows : int
+        Rows required.
+
+    Returns
+    -------
+    DataFrame or ndarray
+        A pandas frame for frames, else an array.
+
+    Raises
+    ------
+    ValueError
+        If it is not a finite table of the right shape; names the column where there is one.
+    TypeError
+        If it is sparse.
+    """
+    if sparse.issparse(X):
+        raise TypeError("Sparse data was passed for X, but dense data is required. Use '.toarray()' to convert it.")
+    if not is_frame(X):
+        return check_array(
+            X, dtype=None, ensure_all_finite="allow-nan", ensure_min_samples=least_rows, estimator=estimator
+        )
+    frame = X if isinstance(X, pd.DataFrame) else X.to_pandas()
+    if frame.shape[1] == 0:
+        raise ValueError(f"0 feature(s) (shape={frame.shape}) while a minimum of 1 is required.")
+    if len(frame) < least_rows:
+        raise ValueError(f"Found array with {len(frame)} sample(s) while a minimum of {least_rows} is required.")
+    for position, column in enumerate(frame.columns):
+        values = frame.iloc[:, position]
+        if pd.api.types.is_complex_dtype(values.dtype):
+            raise ValueError(f"Complex data not supported: column {column!r}.")
+        if pd.api.types.is_float_dtype(values.dtype) and np.isinf(values.to_numpy(dtype=float, na_value=0.0)).any():
+            raise ValueError(f"X contains infinity in column {column!r}; replace it by a number or by NaN (missing).")
+    return frame
+
+
+def check_targets(y: Any, n_rows: int, *, estimator: Any) -> tuple[NDArray[Any], NDArray[Any], NDArray[np.int64]]:
+    """Check labels and code them.
+
+    Parameters
+    ----------
+    y : array-like of shape (n_rows,)
+        Labels: integers, strings or booleans, none missing.
+    n_rows : int
+        Rows of X.
+    estimator : object
+        Named in scikit-learn's messages.
+
+    Returns
+    -------
+    y : ndarray of shape (n_rows,)
+        Labels.
+    classes : ndarray of shape (K,)
+        Sorted distinct labels.
+    codes : ndarray of shape (n_rows,), int
+        Position of each label in `classes`.
+
+    Raises
+    ------
+    ValueError
+        If labels are missing, continuous, of one class only, or not one per row.
+    """
+    if y is None:
+        raise ValueError(f"{type(estimator).__name__} requires y to be passed, but the target y is None.")
+    labels = column_or_1d(y, warn=True)
+    if labels.dtype.kind == "O" and pd.isna(labels).any():
+        raise ValueError("Input y contains NaN: every demonstration needs a label.")
+    labels = check_labels(labels, estimator=estimator)
+    check_classification_targets(labels)
+    if len(labels) != n_rows:
+        raise ValueError(f"Found input variables with inconsistent numbers of samples: X {n_rows}, y {len(labels)}.")
+    try:
+        classes, codes = np.unique(labels, return_inverse=True)
+    except TypeError as error:
+        kinds = sorted({type(label).__name__ for label in labels})
+        raise ValueError(f"y must hold labels of one kind, got a mix of {', '.join(kinds)}.") from error
+    if len(classes) < 2:
+        raise ValueError(f"y must hold at least 2 classes, got 1 class only: {classes[0]!r}.")
+    return labels, classes, codes.astype(np.int64)
+
+
+def check_class_counts(classes: NDArray[Any], codes: NDArray[np.int64], *, max_classes: int | None, least: int) -> None:
+    """Check that the base can tell the classes apart and that each has rows enough.
+
+    Parameters
+    ----------
+    classes : ndarray of shape (K,)
+        Labels.
+    codes : ndarray of shape (N,), int
+        Codes.
+    max_classes : int or None
+        What the base can tell apart, where known.
+    least : int
+        Rows required of every class.
+
+    Raises
+    ------
+    ValueError
+        If there are too many classes, or too few rows of one.
+    """
+    if max_classes is not None and len(classes) > max_classes:
+        raise ValueError(
+            f"y holds {len(classes)} classes, but the base model can tell at most {max_classes} apart; "
+            "wrap the estimator in sklearn.multiclass.OneVsRestClassifier or OutputCodeClassifier."
+        )
+    counts = np.bincount(codes, minlength=len(classes))
+    if counts.min() < least:
+        rare = classes[int(counts.argmin())]
+        raise ValueError(
+            f"every class needs at least {least} rows (one for the context, one to train on), but class {rare!r} has "
+            f"{counts.min()}; leave it out, or set n_steps=0 to predict without adaptation."
+        )
+
+
+def resolve_context_size(context_size: Any, n_rows: int, n_classes: int, max_rows: int | None) -> int:
+    """Rows kept as context at predict.
+
+    Parameters
+    ----------
+    context_size : None, int or float
+        The parameter.
+    n_rows, n_classes : int
+        Of the demonstrations.
+    max_rows : int or None
+        What the base takes, where known; `None` as context size keeps no more than this.
+
+    Returns
+    -------
+    int
+        Between `n_classes` and `n_rows`.
+
+    Raises
+    ------
+    ValueError
+        If there would be fewer context rows than classes.
+    """
+    if context_size is None:
+        return n_rows if max_rows is None else min(n_rows, max_rows)
+    size = int(context_size) if isinstance(context_size, numbers.Integral) else round(float(context_size) * n_rows)
+    if size < n_classes:
+        raise ValueError(
+            f"context_size={context_size!r} keeps {size} of {n_rows} rows, fewer than the {n_classes} classes; "
+            "the context needs a row of each."
+        )
+    return min(size, n_rows)
