@@ -168,7 +168,7 @@ class AdaptationDisplay:
         if self.frozen_loss is not None:
             lines.append(ax.axhline(self.frozen_loss, color="C7", linestyle="--", label=f"{prefix}frozen"))
         chosen = self._chosen_loss()
-        if chosen is not None:
+        if chosen is not None and self.chosen_step is not None:
             style = {"marker": "o", "markersize": 10, "markerfacecolor": "none", "linestyle": "none", "color": "C3"}
             label = f"chosen: {self.chosen_step} {'update' if self.chosen_step == 1 else 'updates'}"
             lines += ax.plot([self.chosen_step], [chosen], label=label, **style)

@@ -159,7 +159,7 @@ def test_threads_that_ask_at_once_share_one_computation(max_bytes):
     assert (cache.info().hits, cache.info().misses) == (7, 1)
 
 
-# Seen to fail: with `self.mutex` held around the `yield` in `Flights.join`, the barrier breaks.
+# Seen to fail: with `self.mutex` held around the `yield` in `Flights.join`, the barrier breaks after its timeout.
 def test_computations_of_different_keys_run_side_by_side():
     cache = FastWeightCache()
     inside = threading.Barrier(2)
@@ -238,7 +238,7 @@ def test_attachments_are_capped_by_number_and_bytes():
     assert cache.attachment("0a", "large", lambda: "second") == "second"
 
 
-# Seen to fail: without `__deepcopy__`, since locks cannot be copied.
+# Seen to fail: without `__deepcopy__`, the copy is rebuilt as its pickle is, as another cache.
 def test_copies_and_clones_share_the_cache():
     class Holder(BaseEstimator):
         def __init__(self, cache=None):

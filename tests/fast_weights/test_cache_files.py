@@ -102,8 +102,8 @@ DAMAGE = {
 }
 
 
-# Seen to fail: "last_bit", "middle_bit", "tail_of_zeros" and "other_header" without the comparison of checksums;
-# "other_key" and "other_entry" need the key in the checksum or the comparison of keys, and fail without both.
+# Seen to fail: "last_bit", "middle_bit", "tail_of_zeros", "other_header" and "no_checksum" without the comparison of
+# checksums; "other_key" without that of keys, "other_format" without that of formats.
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE.keys())
 def test_a_damaged_or_foreign_file_is_a_miss_and_is_replaced(folder, damage):
     FastWeightCache(folder).put("0a", entry_of(1))
