@@ -156,7 +156,7 @@ class TTTTabPFNClassifier(ClassifierMixin, BaseEstimator):
             classes,
             codes,
             max_classes=declared.get("MAX_NUMBER_OF_CLASSES"),
-            least=1 if settings.is_frozen else 2,
+            adapts=not settings.is_frozen,
         )
         most_rows = None if wrapped.ignore_pretraining_limits else adapter.max_context_rows(wrapped, declared)
         size = validation.resolve_context_size(self.context_size, len(rows), len(classes), most_rows)

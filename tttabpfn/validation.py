@@ -229,7 +229,9 @@ def check_targets(y: Any, n_rows: int, *, estimator: Any) -> tuple[NDArray[Any],
     return labels, classes, codes.astype(np.int64)
 
 
-def check_class_counts(classes: NDArray[Any], codes: NDArray[np.int64], *, max_classes: int | None, least: int) -> None:
+def check_class_counts(
+    classes: NDArray[Any], codes: NDArray[np.int64], *, max_classes: int | None, adapts: bool
+) -> None:
     """Check that the base can tell the classes apart and that each has rows enough.
 
     Parameters
@@ -240,13 +242,14 @@ def check_class_counts(classes: NDArray[Any], codes: NDArray[np.int64], *, max_c
         Codes.
     max_classes : int or None
         What the base can tell apart, where known.
-    least : int
-        Rows required of every class.
+    adapts : bool
+        Whether any training is asked for. A class with a single row then lends it to the context, but some class must
+        have a second one to train on.
 
     Raises
     ------
     ValueError
-        If there are too many classes, or too few rows of one.
+        If there are too many classes, or too few rows per class.
     """
     if max_classes is not None and len(classes) > max_classes:
         raise ValueError(
@@ -254,11 +257,10 @@ def check_class_counts(classes: NDArray[Any], codes: NDArray[np.int64], *, max_c
             "wrap the estimator in sklearn.multiclass.OneVsRestClassifier or OutputCodeClassifier."
         )
     counts = np.bincount(codes, minlength=len(classes))
-    if counts.min() < least:
-        rare = classes[int(counts.argmin())]
+    if adapts and counts.max() < 2:
         raise ValueError(
-            f"every class needs at least {least} rows (one for the context, one to train on), but class {rare!r} has "
-            f"{counts.min()}; leave it out, or set n_steps=0 to predict without adaptation."
+            f"too few rows per class: {len(codes)} rows of {len(classes)} classes leave none to train on beside the "
+            "context's one of each class; give at least 2 rows of a class, or set n_steps=0 to predict without adaptation."
         )
 
 

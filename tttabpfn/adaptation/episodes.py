@@ -10,7 +10,9 @@ from numpy.typing import NDArray
 Rows = NDArray[np.int64]
 
 
-def stratified_rows(labels: NDArray[np.int64], pool: Rows, size: int, rng: np.random.Generator) -> Rows:
+def stratified_rows(
+    labels: NDArray[np.int64], pool: Rows, size: int, rng: np.random.Generator, *, every_class: bool = True
+) -> Rows:
     """Draw rows of a pool without replacement, class shares kept and no class left out that fits.
 
     Parameters
@@ -23,6 +25,8 @@ def stratified_rows(labels: NDArray[np.int64], pool: Rows, size: int, rng: np.ra
         Rows to draw, at most ``P``.
     rng : Generator
         Source of randomness.
+    every_class : bool, default=True
+        Take at least one row of every class while `size` allows it.
 
     Returns
     -------
@@ -39,15 +43,15 @@ def stratified_rows(labels: NDArray[np.int64], pool: Rows, size: int, rng: np.ra
     if size >= len(pool):
         return np.sort(pool)
     classes, inverse, counts = np.unique(labels[pool], return_inverse=True, return_counts=True)
-    quota = _quotas(counts, size)
+    quota = _quotas(counts, size, every_class)
     shuffled = rng.permutation(len(pool))
     taken = [pool[shuffled[inverse[shuffled] == position]][: quota[position]] for position in range(len(classes))]
     return np.sort(np.concatenate(taken))
 
 
-def _quotas(counts: NDArray[np.int64], size: int) -> NDArray[np.int64]:
-    """Rows per class: proportional, at least one while `size` allows it, largest remainders first."""
-    floor = np.minimum(1, counts) if size >= len(counts) else np.zeros_like(counts)
+def _quotas(counts: NDArray[np.int64], size: int, every_class: bool) -> NDArray[np.int64]:
+    """Rows per class: proportional, largest remainders first."""
+    floor = np.minimum(1, counts) if every_class and size >= len(counts) else np.zeros_like(counts)
     ideal = size * counts / counts.sum()
     quota = np.maximum(np.floor(ideal).astype(np.int64), floor)
     while quota.sum() < size:
@@ -105,10 +109,13 @@ def split_demonstrations(
     everything = np.arange(len(labels))
     outside = np.setdiff1d(everything, context)
     source = outside if len(outside) >= max(8, share * len(labels) / 2) else everything
+    # One context row of every class stays in the context: no row is scored without an example of its class.
+    _, first = np.unique(labels[context], return_index=True)
+    source = np.setdiff1d(source, context[first])
     size = min(most, round(share * len(source)))
     held_back = np.empty(0, dtype=np.int64)
     if size >= 4:
-        held_back = stratified_rows(labels, source, size, rng)
+        held_back = stratified_rows(labels, source, size, rng, every_class=False)
     pool = np.setdiff1d(everything, held_back)
     return Split(context, pool, held_back, np.setdiff1d(context, held_back))
 
