@@ -19,8 +19,10 @@ BACKENDS = ("auto", "torch", "triton")
 OPERATIONS = ("newton_schulz", "step", "swiglu_apply", "swiglu_gradients")
 KERNEL_DTYPES = ("float32", "bfloat16")
 
-ON_CHIP_SIZE = 128
-"""Newton-Schulz matrices up to this size, both ways, stay on chip for all steps in one launch."""
+ON_CHIP_SIZE = {"float32": 64, "bfloat16": 128}
+"""Newton-Schulz matrices up to this size, both ways, stay on chip for all steps in one launch. From what the compiler
+reports for compute capability 8.0: at these sizes registers hold it; float32 at 128 needs 192 KiB of shared memory,
+bfloat16 at 256 does not compile."""
 STEP_COLUMNS = 16384
 """Longest row that the fused step keeps in registers."""
 NEWTON_SCHULZ_LAUNCH_BOUND = 512

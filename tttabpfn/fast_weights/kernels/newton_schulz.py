@@ -70,14 +70,14 @@ def _on_chip(
 def newton_schulz(matrix: Tensor, schedule: str = "schedule", steps: int = 5, dtype: str = "float32") -> Tensor:
     """See `tttabpfn.fast_weights.newton_schulz.newton_schulz`; `matrix` is [B, D_out, D_in].
 
-    Up to 128 x 128 a program holds its matrix on chip through all steps, one launch for the stack. Larger matrices
+    Up to 64 x 64 (128 x 128 in bfloat16) a program holds its matrix on chip through all steps, one launch for the stack. Larger matrices
     take three tiled launches per step for the whole stack, Gram matrices computed on one side of the diagonal.
     """
     triples = coefficients(schedule, steps)
     low = compute_dtype(dtype, matrix.dtype) == torch.bfloat16
     transposed = iterates_transposed(matrix.shape[1], matrix.shape[2], schedule)
     x = matrix.mT if transposed else matrix
-    fits = max(matrix.shape[1:]) <= ON_CHIP_SIZE
+    fits = max(matrix.shape[1:]) <= ON_CHIP_SIZE["bfloat16" if low else "float32"]
     result = _small(x, triples, low) if fits else _tiled(x, triples, low)
     return result.mT if transposed else result
 
@@ -100,7 +100,8 @@ def _small(x: Tensor, triples: tuple[tuple[float, float, float], ...], low: bool
         LOW=low,
         SIZE_M=size_m,
         SIZE_N=size_n,
-        num_warps=8 if max(size_m, size_n) > 64 else 4,
+        num_warps=4 if low and max(size_m, size_n) <= 64 else 8,
+        enable_fp_fusion=True,
     )
     return out
 

@@ -138,6 +138,7 @@ def affine_product(
         BLOCK_N=block,
         BLOCK_K=32,
         num_warps=4,
+        enable_fp_fusion=True,
     )
     return out
 
@@ -230,5 +231,6 @@ def token_product(lhs: Tensor, rhs: Tensor, *, programs: int = 256) -> Tensor:
         BLOCK_N=block,
         BLOCK_T=block_t,
         num_warps=4,
+        enable_fp_fusion=True,
     )
     return partial.sum(dim=0)

@@ -17,8 +17,8 @@ __all__ = ["swiglu_apply", "swiglu_gradients"]
 
 SCRATCH_TOKENS = 1 << 16
 """Tokens whose hidden rows are in memory at a time; bounds scratch memory for chunks of any size."""
-NARROW = 128
-"""Up to this width of keys and values the forward keeps hidden rows on chip."""
+NARROW = {torch.float32: 64, torch.bfloat16: 128}
+"""Up to this width of keys and values the forward keeps hidden rows on chip; wider, registers spill."""
 
 
 @triton.jit
@@ -184,15 +184,16 @@ def _hidden_rows(
 def swiglu_apply(w0: Tensor, w1: Tensor, w2: Tensor, x: Tensor, out: Tensor | None = None) -> Tensor:
     """See `tttabpfn.fast_weights.swiglu.swiglu_apply`.
 
-    Keys and values up to 128 wide run in one launch with hidden rows on chip, wider ones in two per 65,536 tokens.
+    Keys and values up to 64 wide (128 in bfloat16) run in one launch with hidden rows on chip, wider ones in two per 65,536 tokens.
     """
     batch, tokens, keys = x.shape
     hidden, values = w0.shape[1], w1.shape[1]
     if out is None:
         out = torch.empty(batch, tokens, values, dtype=x.dtype, device=x.device)
-    if max(keys, values) <= NARROW:
+    if max(keys, values) <= NARROW[x.dtype]:
+        block = 64 if x.dtype == torch.bfloat16 else 32
         size_k, size_v = (max(16, triton.next_power_of_2(size)) for size in (keys, values))
-        _narrow_apply[(triton.cdiv(tokens, 64) * batch,)](
+        _narrow_apply[(triton.cdiv(tokens, block) * batch,)](
             w0,
             w1,
             w2,
@@ -209,9 +210,10 @@ def swiglu_apply(w0: Tensor, w1: Tensor, w2: Tensor, x: Tensor, out: Tensor | No
             *out.stride(),
             SIZE_K=size_k,
             SIZE_V=size_v,
-            BLOCK_L=64,
+            BLOCK_L=block,
             BLOCK_H=32,
-            num_warps=4,
+            num_warps=8,
+            enable_fp_fusion=True,
         )
         return out
     for start in range(0, tokens, SCRATCH_TOKENS):
@@ -278,6 +280,7 @@ def _hidden(
         BLOCK_L=64,
         BLOCK_H=64,
         BLOCK_K=32,
-        num_warps=4,
+        num_warps=8,
+        enable_fp_fusion=True,
     )
     return rows

@@ -100,6 +100,7 @@ def step(
         HAS_NORMS=norms is not None,
         BLOCK_N=block,
         num_warps=16 if block > 4096 else 4,
+        enable_fp_fusion=True,
     )
     return new_weight, new_buffer
 
