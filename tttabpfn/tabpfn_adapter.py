@@ -252,7 +252,9 @@ def _base_identity(estimator: TabPFNClassifier) -> str | None:
 
 def _load(estimator: TabPFNClassifier) -> Base:
     probe = clone(estimator)
-    inference_config = probe.get_inference_config()
+    # Networks are built with random weights before the checkpoint's are read in: the user's generator is put back.
+    with torch.random.fork_rng(devices=[]):
+        inference_config = probe.get_inference_config()
     if _is_bundled(estimator):
         # The general CPU limit is set for far larger networks than the bundled one.
         inference_config = dataclasses.replace(inference_config, MAX_CPU_SAMPLES=inference_config.MAX_NUMBER_OF_SAMPLES)
