@@ -1,0 +1,1 @@
+"""Pretraining of a base checkpoint on synthetic tables: ``python -m tttabpfn.pretraining``."""

@@ -1,0 +1,217 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from tttabpfn.pretraining import state
+from tttabpfn.pretraining.config import TrainConfig
+from tttabpfn.pretraining.export import build_model, export_checkpoint
+from tttabpfn.pretraining.muon import MuonAdamW
+from tttabpfn.pretraining.prior.batches import Batch, BatchStream
+from tttabpfn.pretraining.schedule import step_scale
+
+UNLIMITED = 2**62
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What one step did.
+
+    Parameters
+    ----------
+    step : int
+        Number of the step, from 1.
+    progress : float
+        Share of the schedule that is over.
+    loss, accuracy : float
+        Mean over the query rows of the batch, before the update.
+    rows : int
+        Rows in the batch, context and queries.
+    seconds, waited : float
+        Wall-clock of the step, and the share of it spent waiting for the prior.
+    """
+
+    step: int
+    progress: float
+    loss: float
+    accuracy: float
+    rows: int
+    seconds: float
+    waited: float
+
+
+class Trainer:
+    """One training run: model, running average, optimiser, and where it stands.
+
+    Parameters
+    ----------
+    config : TrainConfig
+        What to train, on what, for how long.
+    out : str or Path
+        Folder for checkpoints and the exported weights; made if missing.
+    device : str
+        Device the model is trained on.
+    resume : bool
+        Whether to go on from the checkpoint in `out`, if there is one.
+    init : str, Path or None
+        Checkpoint of another run of the same architecture whose averaged weights this run starts from.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        out: str | Path,
+        *,
+        device: str = "cpu",
+        resume: bool = False,
+        init: str | Path | None = None,
+    ) -> None:
+        self.config = config
+        self.out = Path(out)
+        self.out.mkdir(parents=True, exist_ok=True)
+        self.device = torch.device(device)
+        self.model: nn.Module = build_model(config.architecture, config.model, config.seed).to(self.device).train()
+        if init is not None:
+            self.model.load_state_dict(state.read(init, self.device)["ema"])
+        plan = config.schedule
+        self.optimizer = MuonAdamW(
+            self.model.named_parameters(),
+            muon_lr=plan.muon_lr,
+            adamw_lr=plan.adamw_lr,
+            weight_decay=plan.weight_decay,
+        )
+        self.ema: dict[str, Tensor] = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
+        self.step = 0
+        self.seconds = 0.0
+        if resume and state.path(self.out).exists():
+            self.step, self.seconds = state.load(self.out, self.model, self.optimizer, self.ema, self.device)
+        self._forward: Callable[..., Tensor] = torch.compile(self.model, dynamic=True) if config.compile else self.model
+
+    @property
+    def progress(self) -> float:
+        """Share of the schedule that is over, by steps where they are planned, else by seconds."""
+        plan = self.config.schedule
+        share = self.step / plan.steps if plan.steps else self.seconds / (60.0 * plan.minutes)
+        return min(1.0, share)
+
+    def train_step(self, batch: Batch) -> tuple[float, float]:
+        """Make one update.
+
+        Parameters
+        ----------
+        batch : Batch
+            Tables of one shape.
+
+        Returns
+        -------
+        loss, accuracy : float
+            Mean over the query rows before the update.
+
+        Raises
+        ------
+        FloatingPointError
+            If the loss is not finite.
+        """
+        plan = self.config.schedule
+        X = torch.from_numpy(batch.X).to(self.device)
+        y = torch.from_numpy(batch.y).to(self.device)
+        target = y[batch.n_train :].reshape(-1)
+        half = self.config.precision == "bfloat16"
+        autocast = torch.autocast(self.device.type, torch.bfloat16) if half else contextlib.nullcontext()
+        with autocast:
+            logits = self._forward(X, y[: batch.n_train].to(X.dtype))
+        logits = logits.float().reshape(target.shape[0], -1)
+        loss = F.cross_entropy(logits, target, ignore_index=-100)
+        if not math.isfinite(loss.item()):
+            raise FloatingPointError(f"the loss of step {self.step + 1} is {loss.item()}")
+        self.optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), plan.clip)
+        self.optimizer.step(step_scale(self.progress, warmup=plan.warmup, decay_from=plan.decay_from))
+        self.step += 1
+        self._average()
+        known = target >= 0
+        accuracy = (logits.argmax(-1) == target)[known].float().mean().item()
+        return loss.item(), accuracy
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        decay = min(self.config.schedule.ema, (1 + self.step) / (10 + self.step))
+        for name, value in self.model.state_dict().items():
+            self.ema[name].lerp_(value, 1 - decay) if value.is_floating_point() else self.ema[name].copy_(value)
+
+    def run(
+        self,
+        *,
+        save_every: float = 120.0,
+        stop_after: int | None = None,
+        report: Callable[[StepReport], None] | None = None,
+    ) -> Path:
+        """Train until the schedule is over, then export the running average.
+
+        Parameters
+        ----------
+        save_every : float
+            Seconds between checkpoints.
+        stop_after : int or None
+            Stop after this many steps of this call, with a checkpoint; None trains to the end.
+        report : callable or None
+            Called with the report of every step.
+
+        Returns
+        -------
+        Path
+            The exported safetensors file.
+        """
+        plan = self.config.schedule
+        last_saved = time.monotonic()
+        done = 0
+        bar = tqdm(total=100, unit="%", desc="pretraining", disable=report is not None)
+        with BatchStream(self.config) as stream:
+            while self.progress < 1.0 and (stop_after is None or done < stop_after):
+                started = time.monotonic()
+                last = plan.steps - 1 if plan.steps else UNLIMITED
+                batch = stream.get(self.step, self.progress, last)
+                waited = time.monotonic() - started
+                loss, accuracy = self.train_step(batch)
+                spent = time.monotonic() - started
+                self.seconds += spent
+                done += 1
+                record = StepReport(self.step, self.progress, loss, accuracy, batch.y.size, spent, waited)
+                if report is not None:
+                    report(record)
+                bar.update(100 * self.progress - bar.n)
+                bar.set_postfix(step=self.step, loss=f"{loss:.3f}", rows_per_s=f"{batch.y.size / spent:.0f}")
+                if time.monotonic() - last_saved > save_every:
+                    self.save()
+                    last_saved = time.monotonic()
+        bar.close()
+        return self.save()
+
+    def save(self) -> Path:
+        """Write the checkpoint to resume from, and the running average as a file that TabPFN loads.
+
+        Returns
+        -------
+        Path
+            The safetensors file.
+        """
+        state.save(self.out, self.model, self.optimizer, self.ema, self.step, self.seconds)
+        return export_checkpoint(
+            self.out / "model.safetensors",
+            self.ema,
+            architecture=self.config.architecture,
+            model=self.config.model,
+            inference=self.config.inference,
+        )
