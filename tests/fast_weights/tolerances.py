@@ -27,3 +27,15 @@ def relative_rms(got: torch.Tensor, wanted: torch.Tensor) -> float:
 def relative_max(got: torch.Tensor, wanted: torch.Tensor) -> float:
     """Largest difference over largest entry of what is wanted."""
     return float((got.double() - wanted.double()).abs().max() / wanted.double().abs().max())
+
+
+def assert_close(got, wanted, *, rtol: float = 1e-10, atol: float = 0.0) -> None:
+    """Compare entry by entry, in float64, numbers and tensors alike; shapes must be equal, nothing may be NaN."""
+    got, wanted = (torch.as_tensor(value, dtype=torch.float64) for value in (got, wanted))
+    assert got.shape == wanted.shape, f"shape {tuple(got.shape)} is not {tuple(wanted.shape)}"
+    excess = (got - wanted).abs() - (atol + rtol * wanted.abs())
+    worst = int(excess.argmax()) if excess.numel() else 0
+    assert bool((excess <= 0).all()), (
+        f"{int((~(excess <= 0)).sum())} of {excess.numel()} entries differ; worst at {worst}: "
+        f"{got.flatten()[worst].item()} is not {wanted.flatten()[worst].item()} (rtol={rtol}, atol={atol})"
+    )
