@@ -18,8 +18,10 @@ from tttabpfn import store, validation
 from tttabpfn import tabpfn_adapter as adapter
 from tttabpfn.adaptation import Session, Settings, predicting_models
 from tttabpfn.adaptation.episodes import seeded, stratified_rows
+from tttabpfn.adaptation.memory_reader import Memory
 from tttabpfn.fast_weights.cache import CacheEntry, FastWeightCache, resolve_cache
 from tttabpfn.fast_weights.fingerprint import fingerprint
+from tttabpfn.predictor import MemoryPredictor
 from tttabpfn.progress import progress_bar
 from tttabpfn.report import AdaptationReport
 
@@ -307,14 +309,16 @@ class TTTTabPFNClassifier(ClassifierMixin, BaseEstimator):
         key, entry = self._entry()
         return self._resolved_cache().attachment(key, "predictor", partial(self._build_predictor, entry))
 
-    def _build_predictor(self, entry: CacheEntry) -> TabPFNClassifier:
+    def _build_predictor(self, entry: CacheEntry) -> TabPFNClassifier | MemoryPredictor:
         base = adapter.load_base(self._wrapped_estimator)
         X, y = take_rows(self._rows, self.context_indices_), self._labels[self.context_indices_]
         if not entry.tensors:
             mode = None if self._fit_settings.is_frozen else "fit_with_cache"
             return adapter.fit_tabpfn(self._wrapped_estimator, base, X, y, fit_mode=mode)
         models = predicting_models(base, entry.tensors)
-        return adapter.fit_tabpfn(self._wrapped_estimator, base, X, y, models=models, fit_mode="fit_with_cache")
+        inner = adapter.fit_tabpfn(self._wrapped_estimator, base, X, y, models=models, fit_mode="fit_with_cache")
+        memory = Memory.of_tensors(entry.tensors)
+        return inner if memory is None else MemoryPredictor(inner, memory, self._fit_settings.backend)
 
     def __getstate__(self) -> dict[str, Any]:
         state = super().__getstate__()

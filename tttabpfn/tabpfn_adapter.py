@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from sklearn.base import clone
 from tabpfn import TabPFNClassifier
 from tabpfn.base import ModelSpecs
+from tabpfn.constants import PROBABILITY_EPSILON_ROUND_ZERO, SKLEARN_16_DECIMAL_PRECISION
 from tabpfn.inference_config import cpu_sample_limit
 from tabpfn.model_loading import resolve_model_path, resolve_model_version
 from tabpfn.preprocessing.clean import clean_data_transform
@@ -532,6 +533,62 @@ def member_logits(
     if embeddings:
         return stacked, torch.stack([embedded[m] for m in chosen])
     return stacked
+
+
+def predict_with_embeddings(inner: TabPFNClassifier, X: Any) -> tuple[Tensor, Tensor]:
+    """Raw logits and embeddings of rows to predict, from a fitted TabPFN.
+
+    Parameters
+    ----------
+    inner : TabPFNClassifier
+        Fitted, in any fit mode that predicts plain rows.
+    X : array-like of shape (Q, n_features)
+        Rows as the user gave them.
+
+    Returns
+    -------
+    logits : Tensor of shape (M, Q, K)
+        Raw logits (before the softmax temperature), classes in the order of ``classes_``.
+    embeddings : Tensor of shape (M, Q, E)
+        The rows' embeddings given the context.
+    """
+    if inner.fit_mode == "fit_preprocessors":
+        inner.executor_.use_torch_inference_mode(use_inference=True)
+    outputs = inner.executor_.iter_outputs(
+        _encode(inner, X), autocast=inner.use_autocast_, task_type="multiclass", only_return_standard_out=False
+    )
+    logits, embeddings = [], []
+    for output, config in outputs:
+        standard, embedded = (_without_batch(output[name]).float() for name in ("standard", "test_embeddings"))
+        order = np.arange(inner.n_classes_) if config.class_permutation is None else config.class_permutation
+        logits.append(standard[:, torch.as_tensor(np.asarray(order), device=standard.device)])
+        embeddings.append(embedded)
+    return torch.stack(logits), torch.stack(embeddings)
+
+
+def _without_batch(output: Tensor) -> Tensor:
+    return output.squeeze(1) if output.ndim == 3 else output
+
+
+def probabilities(inner: TabPFNClassifier, logits: Tensor) -> np.ndarray:
+    """Turn raw logits into class probabilities as a fitted TabPFN does.
+
+    Parameters
+    ----------
+    inner : TabPFNClassifier
+        Fitted; its temperature, averaging, balancing, tuned thresholds and rounding apply.
+    logits : Tensor of shape (M, Q, K)
+        Raw logits of all members, classes in the order of ``classes_``.
+
+    Returns
+    -------
+    ndarray of shape (Q, K)
+    """
+    found = inner._maybe_reweight_probas(inner.logits_to_probabilities(logits).float().cpu().numpy())
+    if inner.inference_config_.USE_SKLEARN_16_DECIMAL_PRECISION:
+        found = np.around(found, decimals=SKLEARN_16_DECIMAL_PRECISION)
+        found = np.where(found < PROBABILITY_EPSILON_ROUND_ZERO, 0.0, found)
+    return found / found.sum(axis=1, keepdims=True)
 
 
 def _groups(models: Sequence[nn.Module], demonstrations: Demonstrations, chosen: list[int]) -> list[list[int]]:

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from tttabpfn import tabpfn_adapter as adapter
 from tttabpfn.adaptation.episodes import Rows, Split, seeded, split_demonstrations, stratified_rows
 from tttabpfn.adaptation.guard import Verdict, judge, row_losses
+from tttabpfn.adaptation.memory_reader import any_memory
+from tttabpfn.adaptation.memory_session import memory_alone, memory_on_top
 from tttabpfn.adaptation.path import FastModel, GradientPath, PathPoint
 from tttabpfn.adaptation.settings import Settings
 from tttabpfn.report import AdaptationReport
@@ -108,9 +110,21 @@ class Session:
         """
         started = time.perf_counter()
         with self.lock:
-            found = _GradientAdaptation(self, settings, progress).run()
+            found = self._adapt(settings, progress)
         report = replace(found.report, seconds=time.perf_counter() - started)
         return Adaptation(found.tensors, report)
+
+    def _adapt(self, settings: Settings, progress: Progress | None) -> Adaptation:
+        if settings.adaptation == "memory":
+            return Adaptation(*memory_alone(self, settings))
+        gradient = _GradientAdaptation(self, settings, progress)
+        found = gradient.run()
+        if settings.adaptation == "gradient":
+            return gradient.absorbed(found)
+        models = predicting_models(self.base, found.tensors)
+        both = Adaptation(*memory_on_top(self, settings, models, found.tensors, found.report))
+        # A memory is written with the held-back rows too; without one, gradient steps have to take them in.
+        return both if any_memory(both.tensors) else gradient.absorbed(both)
 
     def path(self, settings: Settings) -> GradientPath:
         """The gradient path of some settings; its first gradient serves every step size and number of steps."""
@@ -154,6 +168,7 @@ class _GradientAdaptation:
         self.progress = progress
         self.path = session.path(settings)
         self.scores: dict[int, NDArray[np.float64]] = {}
+        self._accepted: tuple[PathPoint, float] | None = None
 
     def run(self) -> Adaptation:
         """Run it all."""
@@ -186,9 +201,14 @@ class _GradientAdaptation:
         )
         if not verdict.accepted:
             return Adaptation({}, report)
-        if self.recipe.absorb and point.step:
-            point = self._absorb(point, step_size)
+        self._accepted = point, step_size
         return Adaptation(self._tensors(point), report)
+
+    def absorbed(self, found: Adaptation) -> Adaptation:
+        """The same adaptation, with the held-back rows taken in after the decision."""
+        if self._accepted is None or not self.recipe.absorb or not self._accepted[0].step:
+            return found
+        return Adaptation(self._tensors(self._absorb(*self._accepted)), found.report)
 
     def _race(self) -> tuple[float, dict[float, float], PathPoint]:
         """Give every candidate step size a short trial and keep the best; its trial is the start of the path."""
@@ -303,7 +323,7 @@ def predicting_models(base: adapter.Base, tensors: dict[str, Tensor]) -> list[nn
     base : Base
         The base; shared, never written to.
     tensors : dict of str to Tensor
-        Fast weights of all networks, each name led by its network's position and a colon.
+        Fast weights of all networks, each name led by its network's position and a colon; a memory's are passed over.
 
     Returns
     -------
@@ -313,6 +333,8 @@ def predicting_models(base: adapter.Base, tensors: dict[str, Tensor]) -> list[nn
     fast: list[dict[str, Tensor]] = [{} for _ in base.models]
     for name, value in tensors.items():
         position, _, parameter = name.partition(":")
+        if not position.isdigit():
+            continue  # a memory's, which sits on the networks' embeddings
         fast[int(position)][parameter] = value
     copies = adapter.private_copies(base.models, fast)
     for model in copies:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from tttabpfn.adaptation.memory_recipe import MemoryRecipe
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,8 @@ class Recipe:
         Restore each weight row's norm after an update of Muon, as LaCT does.
     weight_decay : float
         Pull towards the base weights, as a share of the step size.
+    memory : MemoryRecipe
+        How the fast-weight memory is written.
     """
 
     members_per_step: int = 1
@@ -58,6 +62,7 @@ class Recipe:
     scale: str = "match_rms"
     restore_norms: bool = False
     weight_decay: float = 0.0
+    memory: MemoryRecipe = field(default_factory=MemoryRecipe)
 
 
 DEFAULT_STEP_SIZES = {"sgd": 0.1, "momentum": 0.03, "muon": 5e-4, "adamw": 5e-4}
