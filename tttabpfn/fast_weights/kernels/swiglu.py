@@ -22,6 +22,13 @@ NARROW = {torch.float32: 64, torch.bfloat16: 128}
 
 
 @triton.jit
+def _sigmoid(x):
+    """Logistic function whose exponential cannot overflow."""
+    small = tl.exp(-tl.abs(x))
+    return tl.where(x >= 0.0, 1.0, small) / (1.0 + small)
+
+
+@triton.jit
 def _narrow_apply(
     w0,
     w1,
@@ -71,7 +78,7 @@ def _narrow_apply(
         right = tl.load(w2 + entry * w2_b + h[None, :] * w2_h + k[:, None] * w2_k, mask=inside, other=0.0)
         gate = tl.dot(rows, left, input_precision="ieee")
         up = tl.dot(rows, right, input_precision="ieee")
-        product = (gate / (1.0 + tl.exp(-gate)) * up).to(rows.dtype)
+        product = (gate * _sigmoid(gate) * up).to(rows.dtype)
         down = tl.load(
             w1 + entry * w1_b + v[None, :] * w1_v + h[:, None] * w1_h,
             mask=(v[None, :] < values) & (h[:, None] < hidden),
@@ -150,7 +157,7 @@ def _hidden_rows(
         right = tl.load(w2 + entry * w2_b + h[None, :] * w2_h + n[:, None] * w2_k, mask=inside, other=0.0)
         gate = tl.dot(rows, left, gate, input_precision="ieee")
         up = tl.dot(rows, right, up, input_precision="ieee")
-    sigmoid = 1.0 / (1.0 + tl.exp(-gate))
+    sigmoid = _sigmoid(gate)
     activated = gate * sigmoid
     place = entry * tokens * hidden + at[:, None] * hidden + h[None, :]
     inside = here[:, None] & (h[None, :] < hidden)
