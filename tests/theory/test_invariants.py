@@ -186,6 +186,28 @@ def test_scalar_diagonal_and_full_inputs_agree(sigma2, context):
     np.testing.assert_allclose(pretrained_weight(9, np.diag(diagonal), np.diag(w), sigma2), dense, rtol=1e-12)
 
 
+@pytest.mark.parametrize("context", CONTEXTS)
+@pytest.mark.parametrize("sigma2", [0.0, 0.4])
+def test_rotated_features_change_nothing(sigma2, context):
+    """A rotation turns diagonals into full matrices, so that the diagonal and the full path must agree."""
+    d = 6
+    generator = np.random.default_rng(7)
+    beta, diagonal, w = generator.standard_normal(d), generator.exponential(size=d), generator.exponential(size=d) / 30
+    R = np.linalg.qr(generator.standard_normal((d, d)))[0]
+    flat, turned = LinearTask(9, beta, diagonal, sigma2), LinearTask(9, R @ beta, R * diagonal @ R.T, sigma2)
+    assert (flat.S.ndim, turned.S.ndim) == (1, 2)
+    for W in (w, np.zeros(d)):
+        here, there = one_step(flat, W, 13, context), one_step(turned, R * W @ R.T, 13, context)
+        np.testing.assert_allclose(values(there), values(here), rtol=RTOL)
+        crossings = [critical_k(flat, W, context), critical_k(turned, R * W @ R.T, context)]
+        np.testing.assert_allclose(crossings[1].thresholds, crossings[0].thresholds, rtol=RTOL)
+    prior = generator.exponential(size=d)
+    expected = R * pretrained_weight(9, diagonal, prior, sigma2, form="diagonal") @ R.T
+    np.testing.assert_allclose(
+        pretrained_weight(9, turned.Sigma_x, R * prior @ R.T, sigma2), expected, rtol=RTOL, atol=1e-14
+    )
+
+
 @pytest.mark.parametrize("zero", [0, 0.0, np.float64(0), np.zeros(()), np.zeros(4), np.zeros((4, 4))])
 def test_kinds_of_zero_weight(zero):
     task = LinearTask(5, [1, 2, 3, 4], 1, 1)

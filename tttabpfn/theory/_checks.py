@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from tttabpfn.theory._square import Array
+from tttabpfn.theory._square import Array, simplest
 
 CONTEXTS = ("fresh", "shared")
 
@@ -80,9 +80,10 @@ def square(name: str, value: ArrayLike, d: int) -> Array:
 def covariance(name: str, value: ArrayLike, d: int) -> Array:
     """Return a positive semidefinite matrix as (d,) or (d, d), made exactly symmetric."""
     matrix = square(name, value, d)
-    if matrix.ndim == 1:
-        if matrix.min() < 0:
-            raise ValueError(f"{name} must have no negative variance, got {float(matrix.min())!r}")
+    diagonal = simplest(matrix)
+    if diagonal.ndim == 1:
+        if diagonal.min() < 0:
+            raise ValueError(f"{name} must have no negative variance, got {float(diagonal.min())!r}")
         return matrix
     scale = float(np.abs(matrix).max())
     skew = float(np.abs(matrix - matrix.T).max())

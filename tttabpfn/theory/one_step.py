@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 from tttabpfn.theory import _checks
 from tttabpfn.theory._square import Array, apply, norm, norm_of_rank_one_minus, power, times
 from tttabpfn.theory.moments import QuadraticWeight, QuarticWeight
-from tttabpfn.theory.risk import risk
+from tttabpfn.theory.risk import risk_of_weight
 from tttabpfn.theory.task import LinearTask
 
 _ROUNDING = 8 * float(np.finfo(np.float64).eps)
@@ -135,7 +135,7 @@ def one_step(task: LinearTask, W: ArrayLike, k: int, context: str = "fresh") -> 
     2.5573
     """
     weight, k, context = task.weight(W), _checks.count("k", k), _checks.context_mode(context)
-    before = risk(task, W)
+    before = risk_of_weight(task, weight)
     a, P, H = step_coefficients(task, weight, context)
     curvature = k * P + H
     step_size = a / (2 * curvature) if curvature > 0 else 0.0

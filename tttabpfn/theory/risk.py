@@ -124,7 +124,11 @@ def risk(task: LinearTask, W: ArrayLike) -> float:
     >>> round(risk(task, pretrained_weight(40, 1.0, 1.0, d=20)), 6)  # B (d + 1) / (n + d + 1)
     6.885246
     """
-    weight = task.weight(W)
+    return risk_of_weight(task, task.weight(W))
+
+
+def risk_of_weight(task: LinearTask, weight: Array) -> float:
+    """Compute `risk` for a checked weight of shape (d,) or (d, d)."""
     predicted = apply(weight, task.p)
     residual = task.beta - task.n * predicted
     spread = quadratic(task.S, predicted) + task.label_variance * _trace_wsws(weight, task.S)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from tttabpfn.theory import _checks
-from tttabpfn.theory._square import Array, apply, power, trace
+from tttabpfn.theory._square import Array, apply, power, simplest, trace
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +43,7 @@ class LinearTask:
     Notes
     -----
     The task keeps read-only float64 copies. With a scalar or diagonal ``Sigma_x`` nothing of size ``d x d`` is built,
-    here or later, unless a full ``W`` is passed.
+    here or later, unless a full ``W`` is passed. A full matrix with nothing off its diagonal is treated as a diagonal.
 
     Examples
     --------
@@ -75,8 +75,8 @@ class LinearTask:
 
     @cached_property
     def S(self) -> Array:
-        """``Sigma_x`` as a diagonal, shape (d,), or in full, shape (d, d)."""
-        return _frozen(_checks.square("Sigma_x", self.Sigma_x, self.d))
+        """``Sigma_x`` as a diagonal, shape (d,), or, if it is none, in full, shape (d, d)."""
+        return _frozen(simplest(_checks.square("Sigma_x", self.Sigma_x, self.d)))
 
     @cached_property
     def p(self) -> Array:
@@ -102,8 +102,8 @@ class LinearTask:
         return trace(power(self.S, j))
 
     def weight(self, W: ArrayLike) -> Array:
-        """Check ``W`` and return it as a diagonal, shape (d,), or in full, shape (d, d)."""
-        return _checks.square("W", W, self.d)
+        """Check ``W`` and return it as a diagonal, shape (d,), or, if it is none, in full, shape (d, d)."""
+        return simplest(_checks.square("W", W, self.d))
 
 
 def _frozen(array: Array) -> Array:
