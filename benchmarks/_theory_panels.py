@@ -91,7 +91,7 @@ def _threshold(rows: list[Row]) -> Figure:
     without = sorted(row["x"] for row in exact if row["d"] == 20 and row["theory"] is None)
     shared = sum(bool(row["shared_context_thresholds"]) for row in exact)
     caption = [
-        "Queries from which on the cold start wins. As in the paper, a pretrained model that reads more context is",
+        "Queries from which on the cold start of panel c wins. A pretrained model that reads a long context is",
         f"harder to beat: at n = 6d it takes k = {last[1000]:.2f}d (d = 1000; limit {49 / 8:.2f}d).",
         f"Finite size raises the threshold ({last[20]:.2f}d at d = 20) and bends it up for short contexts:",
         f"at d = 20 none exists up to n = {max(without):g}d, where the pretrained start always wins."
@@ -134,11 +134,11 @@ def _steps(rows: list[Row]) -> Figure:
         f"n = d = {D}, k = 5d; step sizes normalised by each sample's curvature, best factor per number of steps.",
         f"The first step's share of the best gain in up to {max(row['x'] for row in rows)} steps: {'; '.join(shares)}.",
         f"One step at the fixed size of the closed form reaches {'; '.join(fixed)}.",
-        "The paper treats one step. With a new context more steps add little or nothing; with the same context they",
-        "go on, since k > d noiseless queries determine the task.",
+        "The paper treats one step. With a new context more steps add little, and no weight gets below the floor;",
+        "with the same context they go on, since k > d noiseless queries determine the task.",
     ]
     title = "f. Several gradient steps against one"
-    scales = ("symlog", "log")
+    scales = ("linear", "log")
     text = " ".join(caption)
     return Figure("steps", title, "gradient steps", rows, text, scales=scales, join_points=True)
 

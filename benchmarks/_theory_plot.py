@@ -38,7 +38,8 @@ def draw(path: str | Path, figures: list[Figure], columns: int = 2) -> None:
         _panel(axes, figure)
     for axes in list(grid.flat)[len(figures) :]:
         axes.set_visible(False)
-    canvas.subplots_adjust(left=0.07, right=0.985, top=0.98, bottom=0.065, hspace=0.55, wspace=0.18)
+    height = 6.3 * lines
+    canvas.subplots_adjust(left=0.07, right=0.985, top=1 - 0.4 / height, bottom=1.9 / height, hspace=0.58, wspace=0.18)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     canvas.savefig(path, dpi=80, pil_kwargs={"optimize": True})
     plt.close(canvas)
