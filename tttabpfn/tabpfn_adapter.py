@@ -11,7 +11,7 @@ import dataclasses
 import json
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,7 +57,7 @@ class Base:
         Where adaptation runs.
     """
 
-    models: tuple[nn.Module, ...]
+    models: tuple[Any, ...]
     configs: tuple[Any, ...]
     inference_config: Any
     content: str
@@ -276,7 +276,7 @@ def _is_bundled(estimator: TabPFNClassifier) -> bool:
     return len(paths) == 1 and paths[0].resolve().parent == Path(checkpoints.__file__).resolve().parent
 
 
-def private_copies(models: Sequence[nn.Module], fast: Sequence[dict[str, Tensor]]) -> list[nn.Module]:
+def private_copies(models: Sequence[nn.Module], fast: Sequence[Mapping[str, Tensor]]) -> list[nn.Module]:
     """Copies of the networks that own their fast weights and share every other tensor with the originals.
 
     Parameters
@@ -591,7 +591,7 @@ def probabilities(inner: TabPFNClassifier, logits: Tensor) -> np.ndarray:
     return found / found.sum(axis=1, keepdims=True)
 
 
-def _groups(models: Sequence[nn.Module], demonstrations: Demonstrations, chosen: list[int]) -> list[list[int]]:
+def _groups(models: Sequence[Any], demonstrations: Demonstrations, chosen: list[int]) -> list[list[int]]:
     """Members that may share a forward pass: same network, same shape, on a network that batches members."""
     groups: dict[tuple[Any, ...], list[int]] = {}
     for m in chosen:
@@ -611,10 +611,10 @@ def _member_input(member: _Member, rows: Tensor, n_context: int) -> tuple[Tensor
     return x, schema.indices_for(FeatureModality.CATEGORICAL)
 
 
-def _gradient_options(model: nn.Module) -> Any:
+def _gradient_options(model: Any) -> Any:
     """The whole table in one pass: chunked inference would only add overhead at TTT's sizes."""
     return dataclasses.replace(model.get_default_performance_options(), use_chunkwise_inference=False)
 
 
-def _takes_task_type(model: nn.Module) -> bool:
+def _takes_task_type(model: Any) -> bool:
     return "task_type" in model.forward.__code__.co_varnames

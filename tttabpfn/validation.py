@@ -84,7 +84,7 @@ def _check_context_size(value: Any) -> None:
         return
     if _is_bool(value) or not isinstance(value, numbers.Real):
         raise TypeError(f"context_size must be {allowed}, got {value!r} of type {type(value).__name__}.")
-    fits = value >= 1 if isinstance(value, numbers.Integral) else 0 < float(value) < 1
+    fits = int(value) >= 1 if isinstance(value, numbers.Integral) else 0 < float(value) < 1
     if not fits:
         raise ValueError(f"context_size must be {allowed}, got {value!r}.")
 

@@ -251,6 +251,7 @@ class GradientPath:
         def gradient_of_slice(start: int, end: int) -> dict[str, Tensor]:
             part = queries[start:end]
             logits = adapter.member_logits(self.fast.models, self.demonstrations, rows, part, members)
+            assert isinstance(logits, Tensor)
             loss = query_loss(logits, self.demonstrations.labels[part], self.demonstrations.temperature)
             loss = loss * (len(part) / len(queries))
             return {**self.fast.gradients(loss), "": loss.detach()}

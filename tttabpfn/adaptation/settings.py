@@ -15,8 +15,11 @@ class Recipe:
     ----------
     members_per_step : int
         Ensemble members in one update; they rotate from step to step.
+    members_per_score : int
+        Ensemble members that score the points of a path against each other; the verdict takes all.
     resample_context : bool
-        Draw a new context for every step. False: the context that predicts serves every step.
+        Draw a new context for every step. False: the context that predicts serves every step, wherever it leaves
+        rows to train on.
     query_share : float
         Where all rows are context at predict: largest share of the rows that one step's episode takes as queries.
     warm_up_share : float
@@ -48,7 +51,8 @@ class Recipe:
     """
 
     members_per_step: int = 1
-    resample_context: bool = True
+    members_per_score: int = 2
+    resample_context: bool = False
     query_share: float = 0.5
     warm_up_share: float = 0.1
     final_share: float = 0.1
