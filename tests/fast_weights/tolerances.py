@@ -20,13 +20,14 @@ MUON_BAND = (0.6, 1.3)
 
 def relative_rms(got: torch.Tensor, wanted: torch.Tensor) -> float:
     """RMS of the difference over RMS of what is wanted."""
-    wanted = wanted.double()
-    return float((got.double() - wanted).square().mean().sqrt() / wanted.square().mean().sqrt())
+    got, wanted = got.detach().double(), wanted.detach().double()
+    return float((got - wanted).square().mean().sqrt() / wanted.square().mean().sqrt())
 
 
 def relative_max(got: torch.Tensor, wanted: torch.Tensor) -> float:
     """Largest difference over largest entry of what is wanted."""
-    return float((got.double() - wanted.double()).abs().max() / wanted.double().abs().max())
+    got, wanted = got.detach().double(), wanted.detach().double()
+    return float((got - wanted).abs().max() / wanted.abs().max())
 
 
 def assert_close(got, wanted, *, rtol: float = 1e-10, atol: float = 0.0) -> None:

@@ -70,8 +70,9 @@ def _on_chip(
 def newton_schulz(matrix: Tensor, schedule: str = "schedule", steps: int = 5, dtype: str = "float32") -> Tensor:
     """See `tttabpfn.fast_weights.newton_schulz.newton_schulz`; `matrix` is [B, D_out, D_in].
 
-    Up to 64 x 64 (128 x 128 in bfloat16) a program holds its matrix on chip through all steps, one launch for the stack. Larger matrices
-    take three tiled launches per step for the whole stack, Gram matrices computed on one side of the diagonal.
+    Up to 64 x 64 (128 x 128 in bfloat16) a program holds its matrix on chip through all steps, one launch for the
+    stack. Larger matrices take three tiled launches per step for the whole stack, Gram matrices computed on one side
+    of the diagonal.
     """
     triples = coefficients(schedule, steps)
     low = compute_dtype(dtype, matrix.dtype) == torch.bfloat16

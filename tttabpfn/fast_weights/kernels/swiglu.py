@@ -191,7 +191,8 @@ def _hidden_rows(
 def swiglu_apply(w0: Tensor, w1: Tensor, w2: Tensor, x: Tensor, out: Tensor | None = None) -> Tensor:
     """See `tttabpfn.fast_weights.swiglu.swiglu_apply`.
 
-    Keys and values up to 64 wide (128 in bfloat16) run in one launch with hidden rows on chip, wider ones in two per 65,536 tokens.
+    Keys and values up to 64 wide (128 in bfloat16) run in one launch with hidden rows on chip, wider ones in two per
+    65,536 tokens.
     """
     batch, tokens, keys = x.shape
     hidden, values = w0.shape[1], w1.shape[1]
