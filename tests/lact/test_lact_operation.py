@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tests.fast_weights.tolerances import RTOL_EXACT, assert_close, relative_max
+from tests.fast_weights.tolerances import KERNEL_RMS, RTOL_EXACT, assert_close, relative_max, relative_rms
 from tttabpfn.fast_weights import blocked
 from tttabpfn.fast_weights.newton_schulz import newton_schulz
 from tttabpfn.lact import lact_swiglu
@@ -238,7 +238,9 @@ def test_a_chunk_of_a_million_tokens():
         ({"v": torch.ones(2, 10, 4, dtype=torch.float64)}, ValueError, r"v must have shape \(2, 11, 4\)"),
         ({"lr1": torch.ones(2, 11, dtype=torch.float64)}, ValueError, r"lr1 must have three axes, got shape \(2, 11\)"),
         ({"momentum": torch.ones(2, 1, 1, dtype=torch.float64)}, ValueError, r"momentum must have shape \(2, 11, 1\)"),
-        ({"k": torch.ones(2, 11, 3)}, ValueError, "k must have the floating-point dtype of w0"),
+        ({"k": torch.ones(2, 11, 3)}, ValueError, r"k must have the dtype of q \(torch.float64\), got torch.float32"),
+        ({"w2": torch.ones(2, 5, 3)}, ValueError, r"w2 must have the dtype of w0 \(torch.float64\), got torch.float32"),
+        ({"lr0": torch.ones(2, 11, 1, dtype=torch.int64)}, ValueError, "lr0 must be floating point, got torch.int64"),
         ({"w0": [[1.0]]}, TypeError, "w0 must be a torch.Tensor, got list"),
         ({"muon": True, "newton_schulz": "cubic"}, ValueError, "newton_schulz must be one of"),
         ({"backend": "jax"}, ValueError, "backend must be one of"),
@@ -248,6 +250,21 @@ def test_bad_arguments_are_refused(change, error, message):
     arguments = dict(zip(NAMES, draw()[0], strict=True)) | {"chunk_size": 4} | change
     with pytest.raises(error, match=message):
         lact_swiglu(**arguments)
+
+
+@pytest.mark.parametrize("needs_grad", [False, True])
+def test_tokens_may_be_narrower_than_weights(needs_grad):
+    inputs, momentum = draw(dtype=torch.float32)
+    low = [*inputs[:3], *(value.bfloat16() for value in inputs[3:6]), *inputs[6:]]
+    exact = [*inputs[:3], *(value.bfloat16().float() for value in inputs[3:6]), *inputs[6:]]
+    low[0].requires_grad_(needs_grad)
+    o, weights = lact_swiglu(*low, chunk_size=4, momentum=momentum)
+    wanted_o, wanted = lact_swiglu(*exact, chunk_size=4, momentum=momentum)
+    assert o.dtype == torch.bfloat16
+    assert relative_rms(o, wanted_o) < 2 * KERNEL_RMS[torch.bfloat16]
+    for left, right in zip(weights, wanted, strict=True):
+        assert left.dtype == torch.float32
+        assert relative_rms(left, right) < KERNEL_RMS[torch.bfloat16]
 
 
 def test_row_norms_are_those_of_the_start():

@@ -56,7 +56,7 @@ def swiglu_gradients(
     k : Tensor of shape [B, L, K]
     v : Tensor of shape [B, L, V]
     lr0, lr1, lr2 : Tensor of shape [B, L, 1]
-        Rate of each token for each weight.
+        Rate of each token for each weight, in any floating-point dtype.
 
     Returns
     -------
@@ -75,7 +75,7 @@ def swiglu_gradients(
     activated = gate * sigmoid
     hidden = v @ w1
     slope = sigmoid * (1 + gate * (1 - sigmoid))
-    g0 = -(hidden * up * slope * lr0).mT @ k
-    g1 = -(v * lr1).mT @ (activated * up)
-    g2 = -(hidden * activated * lr2).mT @ k
+    g0 = -(hidden * up * slope * lr0).to(k.dtype).mT @ k
+    g1 = -(v * lr1).to(v.dtype).mT @ (activated * up)
+    g2 = -(hidden * activated * lr2).to(k.dtype).mT @ k
     return g0, g1, g2

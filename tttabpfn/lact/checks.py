@@ -79,8 +79,12 @@ def _check_shapes(tensors: Mapping[str, Any]) -> None:
                 f"{name} must have shape {wanted[name]} (from w0 {tuple(w0.shape)}, w1 {tuple(w1.shape)}, "
                 f"q {tuple(q.shape)}), got {tuple(value.shape)}"
             )
-        if not value.is_floating_point() or value.dtype != w0.dtype:
-            raise ValueError(f"{name} must have the floating-point dtype of w0 ({w0.dtype}), got {value.dtype}")
+        pattern = w0 if name in ("w1", "w2") else q if name in ("k", "v") else None
+        if not value.is_floating_point():
+            raise ValueError(f"{name} must be floating point, got {value.dtype}")
+        if pattern is not None and value.dtype != pattern.dtype:
+            like = "w0" if pattern is w0 else "q"
+            raise ValueError(f"{name} must have the dtype of {like} ({pattern.dtype}), got {value.dtype}")
         if value.device != w0.device:
             raise ValueError(f"{name} must be on the device of w0 ({w0.device}), got {value.device}")
 

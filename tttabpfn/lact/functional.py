@@ -87,13 +87,14 @@ def lact_swiglu(
     ----------
     w0, w2 : Tensor of shape [b, dh, dk]
     w1 : Tensor of shape [b, dv, dh]
-        Starting fast weights, float32 or float64 (bfloat16 runs, but updates then round away).
+        Starting fast weights, all of one dtype: float32 or float64 (in bfloat16 small updates round away).
     q, k : Tensor of shape [b, l, dk]
     v : Tensor of shape [b, l, dv]
-        In the dtype of the weights.
+        All of one dtype. If it is not the weights', matrix products run in the tokens' dtype (bfloat16 on a GPU, say)
+        while weights, updates and norms keep their own.
     lr0, lr1, lr2 : Tensor of shape [b, l, 1]
-        Rate per token, for w0, w1 and w2. Without `muon` an update is rate times gradient; with `muon` only the
-        rates' ratios within the chunk matter, for each weight alone.
+        Rate per token, for w0, w1 and w2, any floating-point dtype. Without `muon` an update is rate times gradient;
+        with `muon` only the rates' ratios within the chunk matter, for each weight alone.
     order : {"causal", "causal-prenorm", "operators"}, default="causal"
         "causal": per chunk apply, then update; the last chunk is only applied. "causal-prenorm": the same, but
         un-normalised weights are carried on and a normalised copy is used. "operators": see `operators`.
@@ -116,7 +117,8 @@ def lact_swiglu(
     Returns
     -------
     o : Tensor of shape [b, l, dv]
-        Outputs of applied windows, concatenated in order; for "operators" as long as the applied windows together.
+        Outputs of applied windows, concatenated in order, in the dtype of q; for "operators" as long as the applied
+        windows together.
     weights : tuple of Tensor
         ``(w0, w1, w2)`` after the last update; for "causal-prenorm" the un-normalised ones.
 
@@ -180,8 +182,13 @@ def lact_swiglu(
 def _gradient(inputs: _Inputs, chunk: Chunk, weights: Weights, backend: str) -> Weights:
     window = slice(chunk.start, chunk.end)
     tokens = (tensor[:, window] for tensor in (inputs.k, inputs.v, inputs.lr0, inputs.lr1, inputs.lr2))
-    gradients = operations.swiglu_gradients(weights["w0"], weights["w1"], weights["w2"], *tokens, backend=backend)
-    return dict(zip(("w0", "w1", "w2"), gradients, strict=True))
+    gradients = operations.swiglu_gradients(*_cast(weights, inputs.k), *tokens, backend=backend)
+    return {key: gradient.to(weights[key].dtype) for key, gradient in zip(weights, gradients, strict=True)}
+
+
+def _cast(weights: Weights, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """w0, w1, w2 in the dtype of the tokens."""
+    return weights["w0"].to(tokens.dtype), weights["w1"].to(tokens.dtype), weights["w2"].to(tokens.dtype)
 
 
 def _update(
@@ -238,7 +245,7 @@ class _Writer:
         out = None if self._buffer is None else self._buffer[:, self._written : stop]
         self._written = stop
         tokens = self._q[:, chunk.start : chunk.end]
-        return operations.swiglu_apply(weights["w0"], weights["w1"], weights["w2"], tokens, out, backend=self._backend)
+        return operations.swiglu_apply(*_cast(weights, tokens), tokens, out, backend=self._backend)
 
     def result(self, outputs: list[Tensor]) -> Tensor:
         if self._buffer is not None:
