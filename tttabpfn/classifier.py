@@ -24,6 +24,7 @@ from tttabpfn.fast_weights.fingerprint import fingerprint
 from tttabpfn.predictor import MemoryPredictor
 from tttabpfn.progress import progress_bar
 from tttabpfn.report import AdaptationReport
+from tttabpfn.row_order import content_order
 
 CONTEXT_BRANCH = 0
 
@@ -215,7 +216,12 @@ class TTTTabPFNClassifier(ClassifierMixin, BaseEstimator):
         check_is_fitted(self, "classes_")
         rows = validation.check_rows(X, estimator=self, least_rows=1)
         validate_data(self, X, skip_check_array=True, reset=False)
-        return self._predictor().predict_proba(rows)
+        predictor = self._predictor()
+        if self._fit_settings.is_frozen:
+            return predictor.predict_proba(rows)
+        order = content_order(rows)
+        sorted_back = np.argsort(order)
+        return predictor.predict_proba(take_rows(rows, order))[sorted_back]
 
     def adapt(self) -> TTTTabPFNClassifier:
         """Do now what the first prediction would do.
@@ -307,6 +313,9 @@ class TTTTabPFNClassifier(ClassifierMixin, BaseEstimator):
     def _predictor(self) -> Any:
         """What predicts: fitted on the context rows, with the adapted networks or the frozen ones."""
         key, entry = self._entry()
+        if not entry.tensors and not self._fit_settings.is_frozen:
+            # Whatever step size was refused, the same frozen model predicts.
+            key = store.session_key(self._wrapped_estimator, self._fit_settings, self._data_print)
         return self._resolved_cache().attachment(key, "predictor", partial(self._build_predictor, entry))
 
     def _build_predictor(self, entry: CacheEntry) -> TabPFNClassifier | MemoryPredictor:

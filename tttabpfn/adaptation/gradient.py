@@ -40,10 +40,8 @@ class GradientAdaptation:
         self.recipe = settings.recipe
         self.progress = progress
         self.path = session.path(settings)
-        # The curve compares points of one path, for which a few members serve; the verdict takes them all.
-        n_members = session.demonstrations.n_members
-        stride = max(1, n_members // max(1, self.recipe.members_per_score))
-        self.scorers = list(range(0, n_members, stride))[: self.recipe.members_per_score]
+        self.marks = self._checkpoints()
+        self.scorers = self._scorers(session.demonstrations.n_members)
         self._accepted: tuple[PathPoint, float] | None = None
 
     def run(self) -> Adaptation:
@@ -113,13 +111,23 @@ class GradientAdaptation:
         best = min(tried, key=lambda size: (not np.isfinite(tried[size]), tried[size]))
         return best, tried, points[best]
 
+    def _checkpoints(self) -> list[int]:
+        n_steps, n_checkpoints = self.settings.n_steps, self.recipe.n_checkpoints
+        return sorted({max(1, round(n_steps * k / n_checkpoints)) for k in range(1, n_checkpoints + 1)})
+
+    def _scorers(self, n_members: int) -> list[int]:
+        """Members that score points of the path: a few to compare many points, all where there is but one point."""
+        size = self.recipe.members_per_score
+        if len(self.marks) == 1 and len(self.settings.candidate_step_sizes) == 1:
+            size = n_members
+        stride = max(1, n_members // size)
+        return list(range(0, n_members, stride))[:size]
+
     def _best_point(self, point: PathPoint, step_size: float) -> tuple[PathPoint, PathPoint, dict[int, float]]:
         """Walk to the end of the path; return its best checkpoint, its end and the curve of held-back losses."""
-        n_steps, n_checkpoints = self.settings.n_steps, self.recipe.n_checkpoints
-        marks = sorted({max(1, round(n_steps * k / n_checkpoints)) for k in range(1, n_checkpoints + 1)})
         curve = {0: float(self.session.frozen_losses(self.scorers).mean())}
         best = self.path.start()
-        for mark in [point.step, *(mark for mark in marks if mark > point.step)]:
+        for mark in [point.step, *(mark for mark in self.marks if mark > point.step)]:
             if mark == 0:
                 continue
             point = self.path.walk(point, mark, step_size, observer=self._tell("adapting"))
@@ -132,11 +140,14 @@ class GradientAdaptation:
 
     def _verdict(self, best: PathPoint) -> tuple[Verdict, float, float]:
         """Compare frozen and adapted model in the predicting configuration: all members, same context."""
-        frozen = self.session.frozen_losses()
+        everyone = list(range(self.session.demonstrations.n_members))
+        frozen = self.session.frozen_losses(everyone)
         adapted = frozen
-        if best.step:
+        if best.step and self.scorers == everyone and best.step == self._last_scored[0]:
+            adapted = self._last_scored[1]
+        elif best.step:
             self.path.fast.load(best.weights)
-            adapted = self.session.held_back_losses(self.path.fast.models)
+            adapted = self.session.held_back_losses(self.path.fast.models, everyone)
         verdict = judge(frozen, adapted, evidence=self.recipe.evidence)
         if not self.settings.guard:
             verdict = Verdict(True, f"guard=False; {verdict.reason}", verdict.gain, verdict.standard_error)
@@ -176,7 +187,9 @@ class GradientAdaptation:
 
     def _score(self, point: PathPoint) -> float:
         self.path.fast.load(point.weights)
-        return float(self.session.held_back_losses(self.path.fast.models, self.scorers).mean())
+        losses = self.session.held_back_losses(self.path.fast.models, self.scorers)
+        self._last_scored = point.step, losses
+        return float(losses.mean())
 
     def _tensors(self, point: PathPoint) -> dict[str, Tensor]:
         return {name: value.detach().clone() for name, value in self.path.fast.named(point.weights).items()}

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from torch import Tensor, nn
+from torch import nn
 
 from tttabpfn.adaptation.memory import MemoryWriter, WrittenMemory
+from tttabpfn.adaptation.outcome import Adaptation
 from tttabpfn.adaptation.settings import Settings
 from tttabpfn.report import AdaptationReport
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from tttabpfn.adaptation.session import Session
 
 
-def memory_alone(session: Session, settings: Settings) -> tuple[dict[str, Tensor], AdaptationReport]:
+def memory_alone(session: Session, settings: Settings) -> Adaptation:
     """Write a memory on the frozen model's embeddings.
 
     Parameters
@@ -29,10 +30,8 @@ def memory_alone(session: Session, settings: Settings) -> tuple[dict[str, Tensor
 
     Returns
     -------
-    tensors : dict of str to Tensor
-        The memory, if it was accepted.
-    report : AdaptationReport
-        Without the seconds.
+    Adaptation
+        The memory, if it was accepted; its report lacks the seconds.
     """
     written = MemoryWriter(session, session.base.models, settings).run()
     tensors = {} if written.memory is None else written.memory.tensors()
@@ -56,16 +55,12 @@ def memory_alone(session: Session, settings: Settings) -> tuple[dict[str, Tensor
         fast_weight_bytes=0 if written.memory is None else written.memory.nbytes,
         notes=written.notes,
     )
-    return tensors, report
+    return Adaptation(tensors, report)
 
 
 def memory_on_top(
-    session: Session,
-    settings: Settings,
-    models: Sequence[nn.Module],
-    tensors: dict[str, Tensor],
-    report: AdaptationReport,
-) -> tuple[dict[str, Tensor], AdaptationReport]:
+    session: Session, settings: Settings, models: Sequence[nn.Module], gradient: Adaptation
+) -> Adaptation:
     """Write a memory on the embeddings of a model that gradient steps adapted, or of the frozen one if they failed.
 
     Parameters
@@ -76,27 +71,24 @@ def memory_on_top(
         With ``adaptation="both"``.
     models : sequence of Module
         The model that predicts so far; it has not seen the session's held-back rows.
-    tensors : dict of str to Tensor
-        Its fast weights; empty if the gradient steps were refused.
-    report : AdaptationReport
-        Of the gradient steps.
+    gradient : Adaptation
+        What the gradient steps led to; without tensors if they were refused.
 
     Returns
     -------
-    tensors : dict of str to Tensor
-        Fast weights and, if it was accepted, the memory.
-    report : AdaptationReport
-        Of both, without the seconds.
+    Adaptation
+        Fast weights and, if it was accepted, the memory; the report of both lacks the seconds.
     """
+    tensors, report = gradient.tensors, gradient.report
     written = MemoryWriter(session, models, settings, refolded=not tensors).run()
     outcome = "accepted" if written.verdict.accepted else "refused"
     reason = f"gradient: {report.reason}; then memory, {outcome}: {written.verdict.reason}"
     if written.memory is None:
-        return tensors, replace(report, reason=reason, notes=(*report.notes, *written.notes))
+        return Adaptation(tensors, replace(report, reason=reason, notes=(*report.notes, *written.notes)))
     first = max(report.held_back_steps, default=0)
     later = {first + step: loss for step, loss in written.choice.curve.items() if step}
-    kept = {name: value for name, value in tensors.items()} | written.memory.tensors()
-    return kept, replace(
+    kept = {**tensors, **written.memory.tensors()}
+    both = replace(
         report,
         accepted=True,
         reason=reason,
@@ -111,6 +103,7 @@ def memory_on_top(
         fast_weight_bytes=sum(value.numel() * value.element_size() for value in kept.values()),
         notes=(*report.notes, *written.notes),
     )
+    return Adaptation(kept, both)
 
 
 def _step_size(written: WrittenMemory) -> float:

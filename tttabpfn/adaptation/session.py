@@ -100,13 +100,13 @@ class Session:
 
     def _adapt(self, settings: Settings, progress: Progress | None) -> Adaptation:
         if settings.adaptation == "memory":
-            return Adaptation(*memory_alone(self, settings))
+            return memory_alone(self, settings)
         gradient = GradientAdaptation(self, settings, progress)
         found = gradient.run()
         if settings.adaptation == "gradient":
             return gradient.absorbed(found)
         models = predicting_models(self.base, found.tensors)
-        both = Adaptation(*memory_on_top(self, settings, models, found.tensors, found.report))
+        both = memory_on_top(self, settings, models, found)
         # A memory is written with the held-back rows too; without one, gradient steps have to take them in.
         return both if any_memory(both.tensors) else gradient.absorbed(both)
 

@@ -69,7 +69,7 @@ class Recipe:
     memory: MemoryRecipe = field(default_factory=MemoryRecipe)
 
 
-DEFAULT_STEP_SIZES = {"sgd": 0.1, "momentum": 0.03, "muon": 5e-4, "adamw": 5e-4}
+DEFAULT_STEP_SIZES = {"sgd": 0.1, "momentum": 0.03, "muon": 8e-3, "adamw": 1e-3}
 
 
 @dataclass(frozen=True)
