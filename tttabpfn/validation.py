@@ -260,7 +260,8 @@ def check_class_counts(
     if adapts and counts.max() < 2:
         raise ValueError(
             f"too few rows per class: {len(codes)} rows of {len(classes)} classes leave none to train on beside the "
-            "context's one of each class; give at least 2 rows of a class, or set n_steps=0 to predict without adaptation."
+            "context's one of each class; give at least 2 rows of a class, or set n_steps=0 to predict without "
+            "adaptation."
         )
 
 
