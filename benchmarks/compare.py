@@ -1,0 +1,173 @@
+"""Frozen TabPFN and test-time training side by side: all rows as context and one fifth of them.
+
+Stratified 50/50 splits; every model of a table and seed has the same base weights, the same rows and, at one fifth,
+the same context. Tables above `--max-rows` are sampled once; tables with more classes than the base takes are left out
+and listed. A row holds scores on the test half, seconds, and the guard's decision.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from _common import load_tables, parser, summary
+from _estimators import (
+    Data,
+    adaptation_row,
+    evaluate,
+    frozen,
+    later_seconds,
+    split,
+    ttt,
+    ttt_digest,
+    ttt_settings,
+)
+from _running import Run, add_options, base_checkpoint, digest, file_digest, run_settings, use_threads
+from base_quality import make
+
+MODELS = ("frozen_full", "ttt_full", "frozen_fifth", "ttt_fifth")
+METRICS = ("accuracy", "log_loss", "roc_auc_ovo", "calibration_error", "seconds", "later_seconds")
+FIFTH = 0.2
+BOUND = 0.01
+
+
+def measure(data: Data, model: str, options: Any, checkpoint: str) -> dict[str, Any]:
+    """Fit, predict the test rows, score, predict them again; with the guard's decision where there is one."""
+    size = None if model.endswith("full") else round(FIFTH * len(data.y_train))
+    if model.startswith("frozen"):
+        # With zero steps nothing is loaded or adapted at fit: only the context is drawn.
+        drawn = ttt(data, checkpoint, n_steps=0, context_size=size).fit(data.X_train, data.y_train)
+        rows = None if size is None else drawn.context_indices_
+        found = frozen(data, checkpoint, options.n_estimators)
+        row = evaluate(found, data, rows)
+    else:
+        given = {} if options.n_steps is None else {"n_steps": options.n_steps}
+        found = ttt(data, checkpoint, options.n_estimators, context_size=size, **given)
+        row = evaluate(found, data) | adaptation_row(found)
+    later = later_seconds(found, data.X_test, 1)["median"]
+    sizes = {"rows": len(data.y_train), "test_rows": len(data.y_test), "context_rows": size or len(data.y_train)}
+    seconds = row["fit_seconds"] + row["first_predict_seconds"]
+    return {**row, "seconds": seconds, "later_seconds": later, **sizes}
+
+
+def aggregate(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Mean over seeds per table and model, mean over tables, TTT minus frozen, and the guard's decisions."""
+    cells: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    for row in rows:
+        cells.setdefault(row["table"], {}).setdefault(row["model"], []).append(row)
+    complete = {table: models for table, models in cells.items() if set(models) == set(MODELS)}
+    means = {
+        table: {
+            model: {m: float(np.mean([row[m] for row in found])) for m in METRICS} for model, found in models.items()
+        }
+        for table, models in complete.items()
+    }
+    overall = {
+        model: {m: float(np.mean([table[model][m] for table in means.values()])) for m in METRICS} for model in MODELS
+    }
+    sides = {}
+    for side in ("full", "fifth"):
+        gaps = {
+            table: values[f"ttt_{side}"]["log_loss"] - values[f"frozen_{side}"]["log_loss"]
+            for table, values in means.items()
+        }
+        adapted = [row for models in complete.values() for row in models[f"ttt_{side}"]]
+        worst = max(gaps, key=lambda table: gaps[table])
+        sides[side] = {
+            "log_loss_difference": gaps,
+            "difference_over_tables": summary(list(gaps.values())),
+            "worst_table": worst,
+            "worst_difference": gaps[worst],
+            "tables_worse_by_more_than_bound": [table for table, gap in gaps.items() if gap > BOUND],
+            "accepted": sum(row["accepted"] for row in adapted),
+            "decisions": len(adapted),
+            "adaptation_seconds": summary([row["adaptation_seconds"] for row in adapted]),
+        }
+    spread = {
+        table: {model: summary([row["log_loss"] for row in found]) for model, found in models.items()}
+        for table, models in complete.items()
+    }
+    return {"overall": overall, "ttt_minus_frozen": sides, "per_table": means, "log_loss_spread": spread}
+
+
+def draw(result: dict[str, Any], path: str) -> None:
+    """Per table, how much test-time training changes the log loss, with all rows as context and with one fifth."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 0.32 * len(result["per_table"]) + 1.6), layout="constrained")
+    ax = figure.subplots()
+    fifth = result["ttt_minus_frozen"]["fifth"]["log_loss_difference"]
+    tables = sorted(fifth, key=lambda table: -fifth[table])
+    places = np.arange(len(tables))
+    for side, offset, colour, label in (("full", 0.2, "0.6", "all rows"), ("fifth", -0.2, "C0", "one fifth")):
+        gaps = result["ttt_minus_frozen"][side]["log_loss_difference"]
+        ax.barh(places + offset, [gaps[table] for table in tables], height=0.38, color=colour, label=label)
+    ax.axvline(0, color="black", linewidth=0.8)
+    ax.axvline(BOUND, color="C3", linestyle="--", linewidth=0.8, label=f"bound: +{BOUND}")
+    ax.set_yticks(places, tables)
+    ax.set(xlabel="log loss, TTT minus frozen (nats; left is better)", title="What test-time training changes")
+    ax.legend(title="context", loc="best")
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+
+
+def show(result: dict[str, Any]) -> None:
+    """Print the means and the guard's record."""
+    for model in MODELS:
+        values = result["overall"][model]
+        print(f"{model:14s}" + "  ".join(f"{metric} {values[metric]:.4f}" for metric in METRICS))
+    for side, found in result["ttt_minus_frozen"].items():
+        print(
+            f"{side}: accepted {found['accepted']} of {found['decisions']}; worst {found['worst_table']} "
+            f"{found['worst_difference']:+.4f}; above +{BOUND}: {found['tables_worse_by_more_than_bound'] or 'none'}"
+        )
+
+
+def main() -> None:
+    """Run the comparison and write it."""
+    arguments = parser(__doc__ or "", plot=True)
+    add_options(arguments)
+    arguments.add_argument("--n-steps", type=int, help="updates at most; default: the estimator's")
+    options = arguments.parse_args()
+    use_threads(options)
+    checkpoint = base_checkpoint(options)
+    tables = {table.name: table for table in load_tables(options.data, options.tables)}
+    limit = (
+        make("tttabpfn_base", next(iter(tables.values())), 0, checkpoint).get_inference_config().MAX_NUMBER_OF_CLASSES
+    )
+    left_out = {name: int(table.y.max()) + 1 for name, table in tables.items() if table.y.max() + 1 > limit}
+    depends = digest(options.max_rows, options.n_estimators, options.n_steps, file_digest(checkpoint), ttt_digest())
+    jobs = [
+        {"table": name, "seed": seed, "model": model, "depends": depends}
+        for name in tables
+        if name not in left_out
+        for seed in range(options.seeds)
+        for model in MODELS
+    ]
+    settings = {
+        **run_settings(options, checkpoint),
+        "split": "50/50 stratified",
+        "context": {"full": "all training rows", "fifth": "one fifth of them, stratified"},
+        "left_out": {name: f"{count} classes, the base takes {limit}" for name, count in left_out.items()},
+        "ttt": ttt_settings(),
+        "frozen": "plain TabPFNClassifier on the same context rows",
+    }
+    run = Run(options, "compare", settings, jobs)
+
+    def call(job: dict[str, Any]) -> dict[str, Any]:
+        data = split(tables[job["table"]], job["seed"], max_rows=options.max_rows)
+        return measure(data, job["model"], options, checkpoint)
+
+    run.measure(call)
+    names = {(row["table"], row["model"]) for row in run.rows}
+    if any(all((table, model) in names for model in MODELS) for table in tables):
+        result = aggregate(run.rows)
+        run.save(**result)
+        show(result)
+        if options.plot:
+            draw(result, options.plot)
+
+
+if __name__ == "__main__":
+    main()
