@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tttabpfn.fast_weights.norms import restore_row_norms
+from tttabpfn.fast_weights.norms import row_norms
 
 __all__ = ["step"]
 
@@ -59,9 +59,11 @@ def step(
     size = _column(step_size, weight)
     if weight_decay:
         direction = direction + weight_decay * weight
-    moved = weight - size * direction
+    moved = weight - size * direction if isinstance(size, Tensor) else torch.sub(weight, direction, alpha=size)
     if norms is not None:
-        moved = restore_row_norms(moved, norms, norm_eps)
+        scale = norms / (row_norms(moved) + norm_eps)
+        # moved is a temporary of this function: without autograd it is scaled in place, one pass instead of two
+        moved = moved * scale if moved.requires_grad else moved.mul_(scale)
     return (torch.where(size == 0, weight, moved) if isinstance(size, Tensor) else moved), buffer
 
 

@@ -40,13 +40,18 @@ class _Rule(NamedTuple):
     options: dict[str, object]
     norms: Weights
     prenorm: bool
+    may_be_still: bool
 
 
 class _Carried(NamedTuple):
-    """State between chunks: the rule's own, and the weights that updates add up in (un-normalised for pre-norm)."""
+    """State between chunks: the rule's own, and the weights that updates add up in (un-normalised for pre-norm).
+
+    `still` says, per weight, which entries [b] have had rates of zero only for as long as gradients are remembered.
+    """
 
     rule: update_rules.State
     weights: Weights
+    still: dict[str, Tensor]
 
 
 def lact_swiglu(
@@ -77,7 +82,7 @@ def lact_swiglu(
     running gradient, orthogonalised if `muon`, is subtracted; then each row gets back the L2 norm it had at the start
     (1e-5 is added to the norm that is divided by).
 
-    Guaranteed: inputs are not written; a chunk whose update is exactly zero (all rates zero, no running gradient) keeps
+    Guaranteed: inputs are not written; a chunk whose rates are all zero (with momentum: those before it as well) keeps
     the weights' bits; the chunk size changes the maths, but memory beyond inputs and outputs does not grow with it;
     differentiable in every tensor with the torch backend.
 
@@ -164,12 +169,12 @@ def lact_swiglu(
             "newton_schulz_dtype": newton_schulz_dtype,
         }
     norms = {key: row_norms(weight) for key, weight in weights.items()}
-    rule = _Rule(name, options, norms, order == "causal-prenorm")
+    rule = _Rule(name, options, norms, order == "causal-prenorm", _may_be_still(inputs))
     writer = _Writer(chunks, inputs, weights, backend)
     run = run_chunks(
         chunks,
         weights,
-        _Carried(update_rules.init_state(name, weights), weights),
+        _Carried(update_rules.init_state(name, weights), weights, {}),
         gradient=lambda chunk, current: _gradient(inputs, chunk, current, backend),
         update=lambda chunk, current, gradients, carried: _update(rule, inputs, chunk, current, gradients, carried),
         apply=writer.apply,
@@ -210,23 +215,39 @@ def _update(
         norm_eps=NORM_EPS,
         **rule.options,  # type: ignore[arg-type]
     )
-    source = state.first if state.first else gradients
-    moved = {key: _keep_bits(source[key], carried.weights[key], moved[key]) for key in moved}
+    still = _still(inputs, chunk, carried) if rule.may_be_still else {}
+    moved = _keep_bits(still, carried.weights, moved)
     if not rule.prenorm:
-        return moved, _Carried(state, moved)
-    used = {
-        key: _keep_bits(source[key], current[key], restore_row_norms(moved[key], rule.norms[key], NORM_EPS))
-        for key in moved
-    }
-    return used, _Carried(state, moved)
+        return moved, _Carried(state, moved, still)
+    used = {key: restore_row_norms(moved[key], rule.norms[key], NORM_EPS) for key in moved}
+    return _keep_bits(still, current, used), _Carried(state, moved, still)
 
 
-def _keep_bits(direction: Tensor, before: Tensor, after: Tensor) -> Tensor:
-    """Where an entry's direction is exactly zero, the value before; the derivative is that of `after` either way."""
-    still = (direction == 0).flatten(1).all(dim=1).reshape(-1, 1, 1)
-    if after.requires_grad:
-        before = before.detach() + (after - after.detach())
-    return torch.where(still, before, after)
+def _may_be_still(inputs: _Inputs) -> bool:
+    """False if no rate is zero, so that no chunk has to be looked at; a GPU is not asked, to keep it busy."""
+    rates = (inputs.lr0, inputs.lr1, inputs.lr2)
+    return inputs.q.device.type != "cpu" or any(bool((rate == 0).any()) for rate in rates)
+
+
+def _still(inputs: _Inputs, chunk: Chunk, carried: _Carried) -> dict[str, Tensor]:
+    """Entries [b] whose update is zero: all rates of the chunk are, and so were all before it that momentum keeps."""
+    still = {}
+    for key, rate in zip(carried.weights, (inputs.lr0, inputs.lr1, inputs.lr2), strict=True):
+        still[key] = (rate[:, chunk.start : chunk.end] == 0).flatten(1).all(dim=1)
+        if inputs.momentum is not None and key in carried.still:
+            still[key] = still[key] & carried.still[key]
+    return still
+
+
+def _keep_bits(still: dict[str, Tensor], before: Weights, after: Weights) -> Weights:
+    """Where an entry is still, the value before; the derivative is that of `after` either way."""
+    kept = dict(after)
+    for key, entries in still.items():
+        old = before[key]
+        if after[key].requires_grad:
+            old = old.detach() + (after[key] - after[key].detach())
+        kept[key] = torch.where(entries.reshape(-1, 1, 1), old, after[key])
+    return kept
 
 
 class _Writer:
