@@ -238,6 +238,19 @@ def test_attachments_are_capped_by_number_and_bytes():
     assert cache.attachment("0a", "large", lambda: "second") == "second"
 
 
+# Seen to fail: without the loop over `namesakes`, all three stay.
+def test_attachments_of_one_name_can_be_capped_apart():
+    cache = FastWeightCache()
+    cache.attachment("0a", "model", lambda: "kept")
+    for key in ("0a", "0b", "0c"):
+        cache.attachment(key, "session", key.upper, most=1)
+    assert cache.attachment("0a", "model", never) == "kept"
+    assert cache.attachment("0c", "session", never, most=1) == "0C"
+    assert cache.attachment("0a", "session", lambda: "again", most=1) == "again"
+    assert cache.attachment("0c", "session", lambda: "again", most=2) == "again"
+    assert cache.attachment("0a", "session", never, most=2) == "again"
+
+
 # Seen to fail: without `__deepcopy__`, the copy is rebuilt as its pickle is, as another cache.
 def test_copies_and_clones_share_the_cache():
     class Holder(BaseEstimator):

@@ -204,7 +204,12 @@ class FastWeightCache:
         return entry, True
 
     def attachment(
-        self, key: str, name: str, build: Callable[[], Any], nbytes: Callable[[Any], int] | None = None
+        self,
+        key: str,
+        name: str,
+        build: Callable[[], Any],
+        nbytes: Callable[[Any], int] | None = None,
+        most: int | None = None,
     ) -> Any:
         """Return an object of this process that belongs to an entry, building it if there is none.
 
@@ -221,6 +226,8 @@ class FastWeightCache:
             Called without arguments, by one thread at a time. What it raises goes to the caller.
         nbytes : callable, optional
             Given the object, its size in bytes; all attachments together are held below `max_bytes` too.
+        most : int, optional
+            Objects of this name kept at most, of all entries together; the ones not used for longest go first.
 
         Returns
         -------
@@ -239,6 +246,10 @@ class FastWeightCache:
                 size = 0 if nbytes is None else nbytes(found[0])
                 with self._flights.mutex:
                     self._attachments.put((key, name), found, size)
+                    namesakes = [attached for attached in self._attachments if attached[1] == name]
+                    excess = 0 if most is None else max(0, len(namesakes) - most)
+                    for attached in namesakes[:excess]:
+                        self._attachments.pop(attached)
             flight.result = found
         return found[0]
 
