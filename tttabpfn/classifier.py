@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.base import BaseEstimator, ClassifierMixin, clone
+from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 from tabpfn import TabPFNClassifier
 
@@ -26,7 +26,7 @@ from tttabpfn.progress import progress_bar
 from tttabpfn.report import AdaptationReport
 from tttabpfn.row_order import content_order
 
-CONTEXT_BRANCH = 0
+CONTEXT_BRANCH, WRAPPED_BRANCH = 0, 20
 
 
 class TTTTabPFNClassifier(ClassifierMixin, BaseEstimator):
@@ -172,15 +172,21 @@ class TTTTabPFNClassifier(ClassifierMixin, BaseEstimator):
             )
         context = stratified_rows(codes, np.arange(len(rows)), size, seeded(seed, CONTEXT_BRANCH))
 
+        rows, labels = rows.copy(), labels.copy()
+        data_print = fingerprint(rows, labels, context)
+        fallback = int(seeded(seed, WRAPPED_BRANCH).integers(2**31 - 1))
+        wrapped = adapter.with_settled_seed(wrapped, fallback)
+
+        # Everything that can fail lies above: a failed refit leaves the former fit whole.
         validate_data(self, X, skip_check_array=True, reset=True)
         self.classes_ = classes
         self.context_indices_ = context
-        self._rows = rows.copy()
-        self._labels = labels.copy()
+        self._rows = rows
+        self._labels = labels
         self._codes = codes
-        self._wrapped_estimator = clone(wrapped)
+        self._wrapped_estimator = wrapped
         self._fit_settings = settings
-        self._data_print = fingerprint(self._rows, self._labels, context)
+        self._data_print = data_print
         self._fit_token = uuid.uuid4().hex
         return self
 

@@ -27,7 +27,7 @@ from tabpfn.inference_config import cpu_sample_limit
 from tabpfn.model_loading import resolve_model_path, resolve_model_version
 from tabpfn.preprocessing.clean import clean_data_transform
 from tabpfn.preprocessing.datamodel import FeatureModality
-from tabpfn.utils import infer_devices
+from tabpfn.utils import infer_devices, infer_random_state
 from tabpfn.validation import check_input_shape_matches, ensure_compatible_predict_input_sklearn
 from torch import Tensor, nn
 
@@ -190,6 +190,29 @@ def check_estimator_settings(estimator: TabPFNClassifier) -> None:
         )
     if estimator.differentiable_input:
         raise ValueError("estimator.differentiable_input must be False, got True.")
+
+
+def with_settled_seed(estimator: TabPFNClassifier, fallback: int) -> TabPFNClassifier:
+    """Return a clone whose `random_state` is an int, so that preparing, scoring and predicting draw the same ensemble.
+
+    Parameters
+    ----------
+    estimator : TabPFNClassifier
+        Unfitted; not changed.
+    fallback : int
+        Seed where the estimator's is None.
+
+    Returns
+    -------
+    TabPFNClassifier
+        For a random generator: with the seed that its own `fit` would draw.
+    """
+    settled = clone(estimator)
+    if settled.random_state is None:
+        settled.random_state = fallback
+    elif not isinstance(settled.random_state, int | np.integer):
+        settled.random_state, _ = infer_random_state(settled.random_state)
+    return settled
 
 
 def loaded_base(estimator: TabPFNClassifier) -> Base | None:
