@@ -60,6 +60,10 @@ class TTTTabPFNClassifier(ClassifierMixin, BaseEstimator):
     adaptation : {"gradient", "memory", "both"}, default="gradient"
         "gradient": TTT of TabPFN's own weights. "memory": a fast-weight memory on its row embeddings, written by
         forward passes only. "both": the memory on top of the gradient steps.
+        A memory is written with all its rows as one chunk, whatever `chunk_size` is, in at most `n_steps` updates. Of
+        a linear and a SwiGLU memory (`update_rule` writes the latter) held-back rows choose one, its strength and a
+        gate. `step_size` is the SwiGLU memory's; the linear memory's preconditioned steps need none. With "both",
+        `step_size` is the gradient steps' alone.
     backend : {"auto", "torch", "triton"}, default="auto"
         Who runs the updates' leaf operations. "triton" runs or raises.
     cache : None, path or FastWeightCache, default=None

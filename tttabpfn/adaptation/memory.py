@@ -102,7 +102,8 @@ class MemoryWriter:
         self.seed = settings.seed
         self.settings = MemorySettings(
             n_steps=settings.n_steps,
-            step_size=settings.step_size,
+            # With gradient steps before it, the given size is theirs.
+            step_size=settings.step_size if settings.adaptation == "memory" else None,
             update_rule=settings.update_rule,
             backend=settings.backend,
             seed=int(seeded(settings.seed, START_BRANCH).integers(2**31)),

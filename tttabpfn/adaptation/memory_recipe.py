@@ -38,10 +38,10 @@ class MemoryRecipe:
     """
 
     kinds: tuple[str, ...] = ("linear", "swiglu")
-    regularisations: tuple[float, ...] = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0)
+    regularisations: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 0.1, 1.0)
     momentum: float = 0.7
-    hidden: int = 64
-    step_size_factors: tuple[float, ...] = (0.3, 1.0)
+    hidden: int = 32
+    step_size_factors: tuple[float, ...] = (1.0,)
     restore_norms: bool = True
     n_checkpoints: int = 5
     gates: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
@@ -51,4 +51,4 @@ class MemoryRecipe:
     rows_per_pass: int = 4096
 
 
-DEFAULT_MEMORY_STEP_SIZES = {"sgd": 1.0, "momentum": 0.3, "muon": 0.03, "adamw": 0.01}
+DEFAULT_MEMORY_STEP_SIZES = {"sgd": 1.0, "momentum": 0.3, "muon": 0.06, "adamw": 0.01}
