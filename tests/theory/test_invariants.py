@@ -216,6 +216,21 @@ def test_kinds_of_zero_weight(zero):
     assert critical_k(task, zero).thresholds == []
 
 
+def test_equal_risks_before_any_step_are_no_threshold():
+    """Twice the best multiple of the identity is as bad as no weight at all; zero queries are not a threshold."""
+    d, n, B = 3, 10, 14.0
+    task = LinearTask(n, [1.0, 2.0, 3.0], 1.0)
+    W = 2 * B / ((n + 1) * B + B * d)
+    np.testing.assert_allclose(risk(task, W), risk(task, 0.0), rtol=1e-14)
+    crossover = critical_k(task, W)
+    assert crossover.cold_better_at_k0 is False
+    assert 0.0 not in crossover.thresholds
+    many = one_step(task, W, 10**9).risk_after - one_step(task, 0.0, 10**9).risk_after
+    few = one_step(task, W, 1).risk_after - one_step(task, 0.0, 1).risk_after
+    assert crossover.cold_better_at_kinf is (many > 0)
+    assert bool(crossover.thresholds) is (few * many < 0)
+
+
 @pytest.mark.parametrize("context", CONTEXTS)
 @pytest.mark.parametrize(("beta", "S"), [([1.0, 2.0], 0.0), ([0.0, 0.0], 1.0), ([0.0, 1.0], [1.0, 0.0])])
 def test_tasks_without_signal(beta, S, context):
