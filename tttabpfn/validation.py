@@ -167,9 +167,12 @@ def check_rows(X: Any, *, estimator: Any, least_rows: int) -> Any:
     if sparse.issparse(X):
         raise TypeError("Sparse data was passed for X, but dense data is required. Use '.toarray()' to convert it.")
     if not is_frame(X):
-        return check_array(
-            X, dtype=None, ensure_all_finite="allow-nan", ensure_min_samples=least_rows, estimator=estimator
+        array = check_array(
+            X, dtype=None, ensure_all_finite=False, ensure_min_samples=least_rows, estimator=estimator, input_name="X"
         )
+        for position in range(array.shape[1]) if array.dtype.kind in "fO" else ():
+            _refuse_infinity(array[:, position], position)
+        return array
     frame = X if isinstance(X, pd.DataFrame) else X.to_pandas()
     if frame.shape[1] == 0:
         raise ValueError(f"0 feature(s) (shape={frame.shape}) while a minimum of 1 is required.")
@@ -179,9 +182,20 @@ def check_rows(X: Any, *, estimator: Any, least_rows: int) -> Any:
         values = frame.iloc[:, position]
         if pd.api.types.is_complex_dtype(values.dtype):
             raise ValueError(f"Complex data not supported: column {column!r}.")
-        if pd.api.types.is_float_dtype(values.dtype) and np.isinf(values.to_numpy(dtype=float, na_value=0.0)).any():
-            raise ValueError(f"X contains infinity in column {column!r}; replace it by a number or by NaN (missing).")
+        if pd.api.types.is_float_dtype(values.dtype):
+            _refuse_infinity(values.to_numpy(dtype=float, na_value=0.0), column)
+        elif values.dtype == object:
+            _refuse_infinity(values.to_numpy(), column)
     return frame
+
+
+def _refuse_infinity(values: NDArray[Any], column: Any) -> None:
+    if values.dtype == object:
+        found = any(isinstance(value, float | np.floating) and np.isinf(value) for value in values)
+    else:
+        found = bool(np.isinf(values).any())
+    if found:
+        raise ValueError(f"X contains infinity in column {column!r}; replace it by a number or by NaN (missing).")
 
 
 def check_targets(y: Any, n_rows: int, *, estimator: Any) -> tuple[NDArray[Any], NDArray[Any], NDArray[np.int64]]:
@@ -216,7 +230,6 @@ def check_targets(y: Any, n_rows: int, *, estimator: Any) -> tuple[NDArray[Any],
     if labels.dtype.kind == "O" and pd.isna(labels).any():
         raise ValueError("Input y contains NaN: every demonstration needs a label.")
     labels = check_labels(labels, estimator=estimator)
-    check_classification_targets(labels)
     if len(labels) != n_rows:
         raise ValueError(f"Found input variables with inconsistent numbers of samples: X {n_rows}, y {len(labels)}.")
     try:
@@ -224,6 +237,7 @@ def check_targets(y: Any, n_rows: int, *, estimator: Any) -> tuple[NDArray[Any],
     except TypeError as error:
         kinds = sorted({type(label).__name__ for label in labels})
         raise ValueError(f"y must hold labels of one kind, got a mix of {', '.join(kinds)}.") from error
+    check_classification_targets(labels)
     if len(classes) < 2:
         raise ValueError(f"y must hold at least 2 classes, got 1 class only: {classes[0]!r}.")
     return labels, classes, codes.astype(np.int64)
