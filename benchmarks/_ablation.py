@@ -200,7 +200,8 @@ def draw(result: dict[str, Any], path: str | Path) -> None:
         colour = f"C{groups.index(item['group']) % 10}"
         ax.barh(position, shown, color=colour, xerr=item["standard_error"], error_kw={"lw": 0.8})
         if abs(item["difference"]) > limit:
-            ax.text(0, position, f"{item['difference']:+.2f} ", ha="right", va="center", fontsize="x-small")
+            side = "right" if item["difference"] > 0 else "left"
+            ax.text(0, position, f" {item['difference']:+.2f} ", ha=side, va="center", fontsize="x-small")
     ax.set_yticks(positions, [f"{item['group']}: {item['variant']}" for item in items], fontsize="x-small")
     ax.set_xlim(-1.05 * limit, 1.05 * limit)
     ax.axvline(0, color="0.3", lw=0.8)
