@@ -59,7 +59,7 @@ class Recipe:
     held_back_share: float = 0.25
     max_held_back: int = 500
     n_checkpoints: int = 6
-    step_size_factors: tuple[float, ...] = (0.25, 1.0, 2.0)
+    step_size_factors: tuple[float, ...] = (0.3, 1.0)
     trial_share: float = 0.2
     evidence: float = 1.0
     absorb: bool = True
