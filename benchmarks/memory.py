@@ -36,9 +36,10 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     settings = {key: value for key, value in vars(asked).items() if key not in ("data", "out", "checkpoint")}
     settings["checkpoint"] = asked.checkpoint.rpartition("/")[2]
-    for table in load_tables(asked.data, asked.tables):
-        for seed in range(asked.seeds):
-            for name in asked.only:
+    tables = load_tables(asked.data, asked.tables)
+    for name in asked.only:
+        for table in tables:
+            for seed in range(asked.seeds):
                 row = measure(table, seed, name, asked)
                 rows.append(row)
                 print(
@@ -46,7 +47,7 @@ def main() -> None:
                     f"adapt {row['adapt_seconds']:6.1f} s, CPU {row['adapt_cpu_seconds']:5.1f} s  {row['reason'][:90]}",
                     flush=True,
                 )
-        write(asked.out, "memory", settings, rows, means=means(rows))
+                write(asked.out, "memory", settings, rows, means=means(rows), means_forward_only=means(forward(rows)))
     for name, found in means(rows).items():
         print(f"{name:18s} {found}")
 
@@ -96,12 +97,19 @@ def measure(table: Table, seed: int, name: str, asked: Any) -> dict[str, Any]:
     }
 
 
+def forward(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of configurations without gradient steps."""
+    return [row for row in rows if CONFIGURATIONS[row["configuration"]][0] in ("frozen", "memory")]
+
+
 def means(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Mean quality, and median and spread of the seconds, per configuration, over tables and seeds done with all."""
+    """Mean quality, and median and spread of the seconds, per configuration, over the splits that all of them did."""
     names = list(dict.fromkeys(row["configuration"] for row in rows))
+    done = [{(row["table"], row["seed"]) for row in rows if row["configuration"] == name} for name in names]
+    common = set.intersection(*done)
     found = {}
     for name in names:
-        own = [row for row in rows if row["configuration"] == name]
+        own = [row for row in rows if row["configuration"] == name and (row["table"], row["seed"]) in common]
         found[name] = {
             "log_loss": float(np.mean([row["log_loss"] for row in own])),
             "accuracy": float(np.mean([row["accuracy"] for row in own])),

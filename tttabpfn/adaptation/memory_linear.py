@@ -145,6 +145,9 @@ def _preconditioner(rows: Rows, penalties: Tensor) -> Tensor:
     """Inverse of the curvature's bound, in double precision where it is formed, of shape (C * F * M, E, E)."""
     share = rows.written / rows.written.sum(dim=1, keepdim=True)
     moments = torch.stack([(rows.keys * one[None, :, None]).mT @ rows.keys for one in share]).flatten(0, 1)
-    bound = 0.5 * moments.double().repeat(len(penalties), 1, 1)
-    bound = bound + torch.diag_embed(_column_penalties(penalties.double(), rows).squeeze(1))
-    return torch.linalg.inv(bound).to(rows.keys.dtype)
+    bound = 0.5 * moments.double()
+    inverses = [
+        torch.linalg.inv(bound + torch.diag_embed(one.squeeze(1))).to(rows.keys.dtype)
+        for one in _column_penalties(penalties.double(), rows).split(len(bound))
+    ]
+    return torch.cat(inverses)

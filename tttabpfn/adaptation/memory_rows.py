@@ -39,9 +39,14 @@ class KeyScale:
         >>> scale.keys(torch.tensor([[[3.0, 5.0]]])).tolist()
         [[[2.0, 0.0, 1.0]]]
         """
-        wide = embeddings.double()
-        mean = wide.mean(dim=1)
-        spread = (wide - mean[:, None]).square().mean(dim=1).sqrt()
+        mean = embeddings.mean(dim=1, dtype=torch.float64)
+        # Member by member: centred copies of all of them at once would double the peak of memory.
+        spread = torch.stack(
+            [
+                (member - centre).square().mean(dim=0, dtype=torch.float64).sqrt()
+                for member, centre in zip(embeddings, mean.to(embeddings.dtype), strict=True)
+            ]
+        )
         # A coordinate that hardly moves carries rounding errors, not news: it must not be blown up.
         floor = _LEAST_SPREAD * (mean.abs() + spread.mean(dim=1, keepdim=True)) + torch.finfo(torch.float32).tiny
         spread = torch.where(spread > floor, spread, torch.inf)
