@@ -1,5 +1,6 @@
 """The adaptation plot: every line shows the number that the report holds."""
 
+import dataclasses
 import sys
 
 import matplotlib
@@ -51,8 +52,8 @@ class Fitted:
         return self.report
 
 
-# Seen to fail: with the marker at `held_back_steps[-1]` (6) instead of the chosen step, and with `loss_adapted` in
-# place of `loss_frozen` for the horizontal line.
+# Seen to fail: with the marker at `held_back_steps[-1]` (6) instead of the chosen step, and with the last held-back
+# loss in place of the first for the horizontal line.
 def test_an_accepted_adaptation_shows_the_curve_the_frozen_loss_and_the_chosen_step():
     estimator = Fitted(ACCEPTED)
     display = AdaptationDisplay.from_estimator(estimator)
@@ -71,6 +72,14 @@ def test_an_accepted_adaptation_shows_the_curve_the_frozen_loss_and_the_chosen_s
     assert "nats" in display.ax_.get_ylabel()
     assert display.figure_ is display.ax_.figure
     display.figure_.canvas.draw()
+
+
+# Seen to fail: with `loss_frozen` as the horizontal line, which would not belong to the curve.
+def test_a_curve_of_few_members_keeps_its_own_frozen_loss_and_the_title_gives_the_verdict():
+    report = dataclasses.replace(ACCEPTED, loss_frozen=0.66, loss_adapted=0.55)
+    display = AdaptationDisplay.from_report(report)
+    assert list(display.lines_[1].get_ydata()) == [0.7, 0.7]
+    assert display.ax_.get_title() == "Adaptation accepted: 0.6600 to 0.5500 with all members"
 
 
 def test_a_refused_adaptation_says_so_and_marks_the_frozen_model():

@@ -26,11 +26,14 @@ class AdaptationDisplay:
     losses : array-like of float, shape (n_points,)
         Mean cross-entropy of the held-back demonstrations there, in nats per row.
     frozen_loss : float or None
-        The same of the frozen model.
+        The same of the frozen model, with the ensemble members that `losses` were scored with.
     chosen_step : int or None
         Updates in the weights that predict; 0 stands for the frozen ones, None for weights that nobody compared.
     accepted : bool
         Whether the adapted model predicts.
+    judged_losses : tuple of two floats, optional
+        The losses of the frozen and of the adapted model that the guard compared, with all members; in the title. None:
+        `frozen_loss` and the loss at the chosen step.
     reason : str, optional
         Why, in words; written into an empty plot.
     estimator_name : str, optional
@@ -65,6 +68,7 @@ class AdaptationDisplay:
         frozen_loss: float | None,
         chosen_step: int | None,
         accepted: bool,
+        judged_losses: tuple[float, float] | None = None,
         reason: str | None = None,
         estimator_name: str | None = None,
     ) -> None:
@@ -73,6 +77,7 @@ class AdaptationDisplay:
         self.frozen_loss = frozen_loss
         self.chosen_step = chosen_step
         self.accepted = accepted
+        self.judged_losses = judged_losses
         self.reason = reason
         self.estimator_name = estimator_name
 
@@ -124,12 +129,16 @@ class AdaptationDisplay:
         AdaptationDisplay
             The display, drawn.
         """
+        judged = None
+        if report.loss_frozen is not None and report.loss_adapted is not None:
+            judged = (report.loss_frozen, report.loss_adapted)
         display = cls(
             steps=np.asarray(report.held_back_steps, dtype=int),
             losses=np.asarray(report.held_back_losses, dtype=float),
-            frozen_loss=report.loss_frozen,
+            frozen_loss=report.held_back_losses[0] if report.held_back_losses else report.loss_frozen,
             chosen_step=report.n_steps if report.held_back_steps else None,
             accepted=report.accepted,
+            judged_losses=judged,
             reason=report.reason,
             estimator_name=name,
         )
@@ -193,9 +202,13 @@ class AdaptationDisplay:
     def _title(self, chosen: float | None) -> str:
         if not self.accepted:
             return "Adaptation refused: the frozen model predicts" if len(self.steps) else "No adaptation"
-        if chosen is None or self.frozen_loss is None:
+        judged = self.judged_losses
+        if judged is None and chosen is not None and self.frozen_loss is not None:
+            judged = (self.frozen_loss, chosen)
+        if judged is None:
             return "Adaptation accepted without held-back loss"
-        return f"Adaptation accepted: {self.frozen_loss:.4f} to {chosen:.4f}"
+        few = "" if judged[0] == self.frozen_loss else " with all members"
+        return f"Adaptation accepted: {judged[0]:.4f} to {judged[1]:.4f}{few}"
 
 
 def _pyplot() -> Any:
