@@ -93,7 +93,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_the_weights_change(confi
 
 def test_a_killed_run_resumes_from_its_last_checkpoint(values, tmp_path):
     toml = tmp_path / "tiny.toml"
-    toml.write_text(_toml({**values, "schedule": {"steps": 100_000, "cells": 4000}}))
+    toml.write_text(_toml({**values, "workers": 1, "schedule": {"steps": 100_000, "cells": 4000}}))
     out, log = tmp_path / "run", tmp_path / "log.jsonl"
     command = [sys.executable, "-m", "tttabpfn.pretraining", "--config", str(toml), "--out", str(out)]
     process = subprocess.Popen([*command, "--log", str(log), "--save-every", "0.01"], env={**os.environ})

@@ -114,6 +114,7 @@ def sample_batch(config: TrainConfig, index: int, progress: float) -> Batch:
 
 def _work(config: TrainConfig, requests: Any, answers: Any) -> None:
     parent = os.getppid()
+    answers.cancel_join_thread()  # else batches nobody reads keep this process alive after its parent was killed
     while os.getppid() == parent:
         try:
             request = requests.get(timeout=5.0)
