@@ -117,7 +117,7 @@ def draw(rows: list[dict[str, Any]], path: str) -> None:
     tables = group_by(rows, "table")
     columns = max(1, min(4, len(tables)))
     lines = -(-len(tables) // columns)
-    figure = Figure(figsize=(1.5 + 4 * columns, 1 + 3 * lines), layout="constrained")
+    figure = Figure(figsize=(3 + 4 * columns, 1 + 3 * lines), layout="constrained")
     grid = figure.subplots(lines, columns, squeeze=False).ravel()
     colours = {name: f"C{position}" for position, name in enumerate(MODELS)}
     for ax, ((table,), part) in zip(grid, sorted(tables.items()), strict=False):
@@ -135,8 +135,8 @@ def draw(rows: list[dict[str, Any]], path: str) -> None:
         ax.set_axis_off()
     handles = {label: handle for ax in grid for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
     figure.legend(handles.values(), handles.keys(), loc="outside right upper", fontsize="small")
-    figure.supxlabel("seconds of fit and first prediction (lines: fine-tuning, epoch by epoch)")
-    figure.supylabel("log loss on the test rows")
+    figure.supxlabel("seconds of fit and first prediction (lines: fine-tuning, epoch by epoch)", fontsize="small")
+    figure.supylabel("log loss on the test rows", fontsize="small")
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
 
