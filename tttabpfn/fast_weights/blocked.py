@@ -19,8 +19,8 @@ __all__ = ["block_tokens", "swiglu_apply", "swiglu_gradients"]
 
 CPU_BLOCK_ELEMENTS = 1 << 19
 """Tokens x width of one buffer. Measured on Zen 5 (32 MiB of L3, shared and busy), float32, one thread: at width 256
-blocks of 512, 1,024, 2,048, 4,096 and 8,192 tokens reach 84, 87, 92, 93 and 89 % of the matmul rate, at width 512 blocks
-of 256, 512, 1,024 and 2,048 reach 89, 89, 94 and 94 %."""
+blocks of 512, 1,024, 2,048, 4,096 and 8,192 tokens reach 84, 87, 92, 93 and 89 % of the matmul rate, at width 512
+blocks of 256, 512, 1,024 and 2,048 tokens 89, 89, 94 and 94 %."""
 GPU_BLOCK_ELEMENTS = 1 << 25
 """Not measured; bounds the scratch memory (five buffers of this many elements)."""
 GRAD_BLOCK_ELEMENTS = 1 << 22

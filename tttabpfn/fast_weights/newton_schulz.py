@@ -136,12 +136,24 @@ def newton_schulz(
     """
     triples = coefficients(schedule, steps)
     transposed = iterates_transposed(matrix.shape[-2], matrix.shape[-1], schedule)
-    x = matrix.to(compute_dtype(dtype, matrix.dtype))
+    x = matrix.to(compute_dtype(dtype, matrix.dtype)).reshape(-1, *matrix.shape[-2:])
     if transposed:
         x = x.mT
     x = x / (torch.linalg.matrix_norm(x, keepdim=True) + EPS)
+    step = _published_step if x.dtype == torch.bfloat16 else _fused_step
     for a, b, c in triples:
-        gram = x @ x.mT
-        # c scales one factor, not the product: in bfloat16 the order of roundings is part of the published operation.
-        x = a * x + (b * gram + (c * gram) @ gram) @ x
-    return (x.mT if transposed else x).to(matrix.dtype)
+        x = step(x, a, b, c)
+    return (x.mT if transposed else x).to(matrix.dtype).reshape(matrix.shape)
+
+
+def _fused_step(x: Tensor, a: float, b: float, c: float) -> Tensor:
+    """One step with additions inside the matrix products."""
+    gram = x @ x.mT
+    poly = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+    return torch.baddbmm(x, poly, x, beta=a)
+
+
+def _published_step(x: Tensor, a: float, b: float, c: float) -> Tensor:
+    """One step with every rounding where the published code has it; c scales one factor, not the product."""
+    gram = x @ x.mT
+    return a * x + (b * gram + (c * gram) @ gram) @ x
