@@ -11,7 +11,8 @@ from tabpfn.checkpoint import save_as_safetensors
 from tabpfn.constants import ModelVersion
 from tabpfn.inference_config import InferenceConfig
 
-GENERATIONS = {  # inference settings of the newer generations come with their checkpoints; v2.5 is the last with a default
+# The newer generations bring their inference settings in their checkpoints; v2.5 is the last with a default.
+GENERATIONS = {
     "v2": ("tabpfn_v2", ModelVersion.V2, {"emsize": 32, "nlayers": 4, "nhead": 2}),
     "v2.5": ("tabpfn_v2_5", ModelVersion.V2_5, {"emsize": 32, "nlayers": 4, "nhead": 2}),
     "v2.6": ("tabpfn_v2_6", ModelVersion.V2_5, {"emsize": 32, "nlayers": 4, "nhead": 2}),
