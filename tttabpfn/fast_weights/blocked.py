@@ -56,7 +56,7 @@ def swiglu_apply(w0: Tensor, w1: Tensor, w2: Tensor, x: Tensor, out: Tensor | No
     if out is None:
         out = x.new_empty(x.shape[0], length, w1.shape[1])
     group, size = _plan(x.shape[0], length, max(hidden, x.shape[2]), x.device.type)
-    scratch = x.new_empty(2, group * size * hidden)
+    scratch = [x.new_empty(group * size * hidden) for _ in range(2)]
     for low, high in _windows(x.shape[0], group):
         t0, t1, t2 = w0[low:high].mT, w1[low:high].mT, w2[low:high].mT
         for a, b in _windows(length, size):
@@ -76,7 +76,7 @@ def swiglu_gradients(
         return _differentiable_gradients(w0, w1, w2, k, v, lr0, lr1, lr2)
     length, hidden = k.shape[1], w0.shape[1]
     group, size = _plan(k.shape[0], length, max(hidden, k.shape[2]), k.device.type)
-    scratch = k.new_empty(5, group * size * hidden)
+    scratch = [k.new_empty(group * size * hidden) for _ in range(5)]
     sums = tuple(torch.empty(w.shape, dtype=_accumulator(w.dtype), device=w.device) for w in (w0, w1, w2))
     for low, high in _windows(k.shape[0], group):
         entries = slice(low, high)
@@ -89,7 +89,7 @@ def swiglu_gradients(
                 [_view(row, high - low, b - a, hidden) for row in scratch],
                 first=a == 0,
             )
-    g0, g1, g2 = (total.to(w.dtype) for total, w in zip(sums, (w0, w1, w2), strict=True))
+    g0, g1, g2 = sums if sums[0].dtype == w0.dtype else (total.to(w0.dtype) for total in sums)
     return g0, g1, g2
 
 
@@ -155,7 +155,7 @@ def _windows(length: int, size: int) -> Iterator[tuple[int, int]]:
 
 
 def _view(flat: Tensor, entries: int, tokens: int, width: int) -> Tensor:
-    return flat[: entries * tokens * width].view(entries, tokens, width)
+    return flat.as_strided((entries, tokens, width), (tokens * width, width, 1))
 
 
 def _accumulator(dtype: torch.dtype) -> torch.dtype:

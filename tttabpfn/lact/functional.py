@@ -187,12 +187,16 @@ def lact_swiglu(
 def _gradient(inputs: _Inputs, chunk: Chunk, weights: Weights, backend: str) -> Weights:
     window = slice(chunk.start, chunk.end)
     tokens = (tensor[:, window] for tensor in (inputs.k, inputs.v, inputs.lr0, inputs.lr1, inputs.lr2))
-    gradients = operations.swiglu_gradients(*_cast(weights, inputs.k), *tokens, backend=backend)
-    return {key: gradient.to(weights[key].dtype) for key, gradient in zip(weights, gradients, strict=True)}
+    gradients: tuple[Tensor, ...] = operations.swiglu_gradients(*_cast(weights, inputs.k), *tokens, backend=backend)
+    if weights["w0"].dtype != inputs.k.dtype:
+        gradients = tuple(gradient.to(weights["w0"].dtype) for gradient in gradients)
+    return dict(zip(weights, gradients, strict=True))
 
 
 def _cast(weights: Weights, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """w0, w1, w2 in the dtype of the tokens."""
+    if weights["w0"].dtype == tokens.dtype:
+        return weights["w0"], weights["w1"], weights["w2"]
     return weights["w0"].to(tokens.dtype), weights["w1"].to(tokens.dtype), weights["w2"].to(tokens.dtype)
 
 
