@@ -43,9 +43,10 @@ class FastModel:
             chosen.append({name: own[name] for name in select_names(adapter.adaptable_shapes(model), selection)})
         self.models = adapter.private_copies(models, chosen)
         self._parameters = {
-            f"{position}:{name}": dict(twin.named_parameters())[name]
+            f"{position}:{name}": parameter
             for position, (twin, names) in enumerate(zip(self.models, chosen, strict=True))
-            for name in names
+            for name, parameter in twin.named_parameters()
+            if name in names
         }
         self.layout = StackLayout.of(self._parameters)
         self.initial = self.layout.stack({name: value.detach() for name, value in self._parameters.items()})
