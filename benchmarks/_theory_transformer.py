@@ -38,10 +38,10 @@ class Setting:
     heads: int = 4
     batch: int = 64
     queries: int = 40
-    pretrain_steps: int = 1500
+    pretrain_steps: int = 1000
     peak_rate: float = 2e-3
     known: int = 10
-    tasks: int = 24
+    tasks: int = 16
     seed: int = 0
 
     def variances(self, shift: float) -> Tensor:

@@ -65,6 +65,7 @@ def main() -> None:
         seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
         settings[part] = {"seconds": seconds, "cpu_seconds": cpu, "machine": _common.machine()}
         rows += made
+        _common.write(args.out, "theory", settings, rows)
         print(f"{part}: {len(made)} rows in {seconds:.0f} s ({cpu:.0f} s of processor time)")
     figures = panels(rows)
     captions = {figure.name: f"{figure.title}. {figure.caption}" for figure in figures}
