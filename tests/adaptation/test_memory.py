@@ -111,7 +111,6 @@ def test_cache_hit_gives_the_same_probabilities(classifier, clusters):
     assert second.adaptation_report().cache_hit
 
 
-# Seen to fail: with the memory's tensors left out of the entry that is pickled.
 def test_another_process_predicts_the_same(written, clusters, tmp_path):
     X_new = clusters[2]
     (tmp_path / "fitted.pkl").write_bytes(pickle.dumps(written))
@@ -191,7 +190,6 @@ def test_too_few_rows_to_compare(classifier, clusters):
     assert np.isfinite(unguarded.predict_proba(X_new)).all()
 
 
-# Seen to fail: with class permutations not undone in `predict_with_embeddings`.
 def test_string_labels_in_any_order(classifier, clusters, written):
     X, y, X_new, _ = clusters
     names = np.array(["walnut", "Apple", "mango"])
@@ -203,6 +201,7 @@ def test_string_labels_in_any_order(classifier, clusters, written):
     assert set(made.predict(X_new)) <= set(names)
 
 
+# Seen to fail: with class permutations not undone in `predict_with_embeddings`.
 @pytest.mark.parametrize("fit_mode", ["fit_preprocessors", "fit_with_cache"])
 @pytest.mark.parametrize("generation", GENERATIONS)
 def test_logits_beside_embeddings_are_the_models_own(tiny_tabpfn, table, generation, fit_mode):

@@ -97,7 +97,7 @@ def test_swiglu_gradients_against_autograd():
         torch.testing.assert_close(sum(part[name] for _, part in parts), gradient, rtol=F64_RTOL, atol=1e-12)
 
 
-# Seen to fail: with the curvature's bound taken as a tenth of what it is.
+# Seen to fail: with the curvature's bound taken as a hundredth of what it is.
 def test_linear_steps_without_momentum_never_raise_the_loss():
     rows = drawn(200)
     _, losses = write_linear(rows, torch.tensor([1e-3]), 30, momentum=0.0, backend="torch")
