@@ -77,7 +77,8 @@ def default_estimator() -> TabPFNClassifier:
     TabPFNClassifier
         Unfitted.
     """
-    return TabPFNClassifier(model_path=str(checkpoints.bundled_model_path()))
+    path = str(checkpoints.bundled_model_path())
+    return TabPFNClassifier(model_path=path, inference_config={"TRANSFORM_DATES": True})
 
 
 def declared_limits(estimator: TabPFNClassifier) -> dict[str, Any]:
