@@ -6,15 +6,25 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: xdist's workers share the cores
 
+import warnings
 from pathlib import Path
 
 import pytest
+import torch
 from sklearn.datasets import make_classification
 from tabpfn import TabPFNClassifier
 
 from tttabpfn import FastWeightCache, TTTTabPFNClassifier
 
 from .tiny_models import save_tiny_checkpoint
+
+
+@pytest.fixture(scope="session", autouse=True)
+def torch_testing_is_loaded():
+    """Let `torch.testing` load its parts now: it inspects all modules, which makes TabPFN's old names warn."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        torch.testing.assert_close(torch.zeros(1), torch.zeros(1))
 
 
 @pytest.fixture(scope="session")

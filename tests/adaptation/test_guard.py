@@ -1,0 +1,57 @@
+"""The guard accepts only a gain that stands out from its noise, and says what it saw."""
+
+import numpy as np
+import pytest
+from sklearn.metrics import log_loss
+
+from tttabpfn.adaptation.guard import judge, row_losses
+
+FROZEN = np.random.default_rng(0).uniform(0.3, 1.5, size=200)
+
+
+# Seen to fail: with the unpaired standard error, which hides a steady gain behind the spread of the rows.
+def test_a_small_steady_gain_is_accepted():
+    verdict = judge(FROZEN, FROZEN - 0.01, evidence=1.0)
+    assert verdict.accepted
+    assert verdict.gain == pytest.approx(0.01)
+    assert verdict.reason.startswith("better on the held-back rows")
+
+
+def test_no_gain_and_a_loss_are_refused():
+    for change in (0.0, 0.05):
+        verdict = judge(FROZEN, FROZEN + change, evidence=1.0)
+        assert not verdict.accepted
+        assert verdict.reason.startswith("no gain on the held-back rows")
+
+
+# Seen to fail: with `gain > 0` as the only condition.
+def test_a_gain_within_its_noise_is_refused():
+    change = np.random.default_rng(1).normal(size=200)
+    change += 0.5 * change.std(ddof=1) / np.sqrt(200) - change.mean()
+    verdict = judge(FROZEN, FROZEN - change, evidence=1.0)
+    assert verdict.gain == pytest.approx(0.5 * verdict.standard_error)
+    assert not verdict.accepted
+    assert "does not stand out from its noise" in verdict.reason
+    assert judge(FROZEN, FROZEN - change, evidence=0.4).accepted
+
+
+def test_predictions_that_are_not_finite_are_refused():
+    adapted = FROZEN - 0.1
+    adapted[3] = np.nan
+    verdict = judge(FROZEN, adapted, evidence=1.0)
+    assert not verdict.accepted
+    assert "not finite" in verdict.reason
+
+
+def test_one_row_is_no_evidence():
+    assert not judge(np.array([0.9]), np.array([0.1]), evidence=1.0).accepted
+
+
+# Seen to fail: with the probability of the predicted class in place of the true one.
+def test_row_losses_average_to_the_log_loss_of_scikit_learn():
+    rng = np.random.default_rng(0)
+    probabilities = rng.dirichlet(np.ones(3), size=40).astype(np.float32)
+    probabilities[0] = [1, 0, 0]
+    labels = rng.integers(0, 3, size=40)
+    labels[:4] = [1, 0, 1, 2]
+    assert row_losses(probabilities, labels).mean() == pytest.approx(log_loss(labels, probabilities), rel=1e-5)
