@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -194,7 +195,7 @@ def options() -> argparse.Namespace:
     """The command line."""
     arguments = parser(__doc__ or "", data=False)
     arguments.add_argument("--checkpoint", metavar="FILE", help="base weights; default: the checkpoint in the package")
-    arguments.add_argument("--repeats", type=int, default=11, help="timed pairs in a warm process")
+    arguments.add_argument("--repeats", type=int, default=7, help="timed pairs in a warm process")
     arguments.add_argument("--processes", type=int, default=5, help="fresh processes per figure")
     arguments.add_argument("--models", type=int, default=4, help="adapted models held at once")
     arguments.add_argument("--threads", type=int, default=2)
@@ -206,21 +207,27 @@ def main() -> None:
     given = options()
     use_threads(given)
     checkpoint = base_checkpoint(given)
-    found = [warm_seconds(name, checkpoint, given.repeats) for name in DATA]
-    found.append(cold_seconds(checkpoint, given.processes, given.threads))
-    found.append(import_seconds(given.processes))
-    found += [memory(checkpoint, given.models, part) for part in ("all", "mlp")]
+    parts = [partial(warm_seconds, name, checkpoint, given.repeats) for name in DATA]
+    parts += [
+        partial(cold_seconds, checkpoint, given.processes, given.threads),
+        partial(import_seconds, given.processes),
+    ]
+    parts += [partial(memory, checkpoint, given.models, part) for part in ("all", "mlp")]
+    found = []
+    for part in parts:
+        found.append(part())
+        show(found[-1])
     settings = {name: value for name, value in vars(given).items() if name not in ("out", "checkpoint")}
     settings |= {"checkpoint": Path(checkpoint).name, "checkpoint_sha256": file_digest(checkpoint)}
     write(given.out, "overhead", settings, found)
-    for row in found:
-        what = " ".join(str(row[name]) for name in ("measured", "data", "fast_weights") if name in row)
-        figures = {
-            name: value["median"] if isinstance(value, dict) else value
-            for name, value in row.items()
-            if not isinstance(value, str)
-        }
-        print(f"{what}: " + "  ".join(f"{name} {value:.4g}" for name, value in figures.items()))
+
+
+def show(row: dict[str, Any]) -> None:
+    """Print a row's medians."""
+    what = " ".join(str(row[name]) for name in ("measured", "data", "fast_weights") if name in row)
+    medians = {name: value["median"] if isinstance(value, dict) else value for name, value in row.items()}
+    figures = (f"{name} {value:.4g}" for name, value in medians.items() if not isinstance(value, str))
+    print(f"{what}: {'  '.join(figures)}", flush=True)
 
 
 if __name__ == "__main__":
