@@ -318,6 +318,7 @@ class TTTTabPFNClassifier(ClassifierMixin, BaseEstimator):
                 share=recipe.held_back_share,
                 most=recipe.max_held_back,
             ),
+            nbytes=lambda session: session.nbytes,
         )
 
     def _predictor(self) -> Any:

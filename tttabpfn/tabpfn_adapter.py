@@ -443,6 +443,11 @@ class Demonstrations:
         return len(self.members)
 
     @property
+    def nbytes(self) -> int:
+        """Size of all members' rows in bytes."""
+        return sum(member.rows.numel() * member.rows.element_size() for member in self.members)
+
+    @property
     def columns(self) -> int:
         """Widest member's number of prepared columns."""
         return max(member.rows.shape[1] for member in self.members)

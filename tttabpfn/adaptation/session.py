@@ -110,6 +110,12 @@ class Session:
         # A memory is written with the held-back rows too; without one, gradient steps have to take them in.
         return both if any_memory(both.tensors) else gradient.absorbed(both)
 
+    @property
+    def nbytes(self) -> int:
+        """Size of the prepared demonstrations and of the weights that adapt, in bytes."""
+        fast = sum(4 * path.fast.nbytes for path in self._paths.values())
+        return self.demonstrations.nbytes + (fast or sum(model_bytes(model) for model in self.base.models))
+
     def path(self, settings: Settings) -> GradientPath:
         """The gradient path of some settings; its first gradient serves every step size and number of steps."""
         key = replace(settings, step_size=None, n_steps=1, guard=True)
@@ -144,6 +150,11 @@ class Session:
             assert isinstance(logits, Tensor)
             probabilities = self.inner.logits_to_probabilities(logits).cpu().numpy()
         return row_losses(probabilities, self.labels[held_back])
+
+
+def model_bytes(model: nn.Module) -> int:
+    """Size of a network's parameters in bytes."""
+    return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
 
 
 def predicting_models(base: adapter.Base, tensors: dict[str, Tensor]) -> list[nn.Module]:

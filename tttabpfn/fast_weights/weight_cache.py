@@ -63,7 +63,7 @@ class FastWeightCache:
         Most bytes of entries in memory. A larger entry is handed out and, with a directory, written, but not held.
     max_disk_bytes : int, optional
         Most bytes of entries on disk. None: no limit.
-    max_attachments : int, default=8
+    max_attachments : int, default=32
         Most objects that `attachment` keeps.
     lock_timeout : float, default=600
         Seconds for which a process waits for another one's computation before it does its own.
@@ -93,7 +93,7 @@ class FastWeightCache:
         *,
         max_bytes: int = MAX_BYTES,
         max_disk_bytes: int | None = None,
-        max_attachments: int = 8,
+        max_attachments: int = 32,
         lock_timeout: float = 600.0,
     ) -> None:
         self.max_bytes = check_count("max_bytes", max_bytes)
