@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tests.fast_weights.tolerances import MUON_BAND, RTOL_EXACT, relative_max
+from tttabpfn.fast_weights import blocked
 from tttabpfn.fast_weights.newton_schulz import COEFFICIENTS, coefficients, newton_schulz
 
 SHAPES = [(1, 16, 16), (3, 24, 16), (3, 16, 24), (2, 1, 5), (2, 64, 64)]
@@ -59,6 +60,15 @@ def test_polynomial_acts_on_singular_values(shape, schedule):
         values = a * values + b * values**3 + c * values**5
     wanted = left @ (values.unsqueeze(-1) * right)
     assert relative_max(newton_schulz(matrix, schedule), wanted) < RTOL_EXACT[torch.float64]
+
+
+@pytest.mark.parametrize("schedule", sorted(COEFFICIENTS))
+def test_a_stack_in_groups_equals_the_stack_at_once(schedule, monkeypatch):
+    monkeypatch.setattr(blocked, "CPU_STACK_ELEMENTS", 2 * 8 * 12)
+    matrices = draw(5, 8, 12)
+    before = matrices.clone()
+    assert relative_max(blocked.newton_schulz(matrices, schedule), newton_schulz(before, schedule)) < 1e-12
+    assert torch.equal(matrices, before)
 
 
 def test_zero_steps_divide_by_the_frobenius_norm():

@@ -18,7 +18,7 @@ def newton_schulz(
 ) -> Tensor:
     """See `tttabpfn.fast_weights.newton_schulz.newton_schulz`; `matrix` is [B, D_out, D_in]."""
     if _runs_in_torch("newton_schulz", matrix, (matrix,), backend):
-        return reference.newton_schulz(matrix, schedule, steps, dtype)
+        return blocked.newton_schulz(matrix, schedule, steps, dtype)
     from tttabpfn.fast_weights.kernels import newton_schulz as kernel
 
     return kernel.newton_schulz(matrix, schedule, steps, dtype)
