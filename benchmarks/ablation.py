@@ -59,7 +59,6 @@ class Bench:
         """Test loss along one path."""
         session, settings = self.test_session, variant.resolved(self.data.seed)
         start = time.perf_counter()
-        session._paths.clear()  # copies of the networks, one for every variant, would add up
         path = session.path(settings)
         point, curve = path.start(), {}
         for mark in [mark for mark in MARKS if mark < settings.n_steps] + [settings.n_steps]:

@@ -14,7 +14,9 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -278,8 +280,12 @@ def _base_identity(estimator: TabPFNClassifier) -> str | None:
 def _load(estimator: TabPFNClassifier) -> Base:
     probe = clone(estimator)
     # Networks are built with random weights before the checkpoint's are read in: the user's generator is put back.
-    with torch.random.fork_rng(devices=[]):
-        inference_config = probe.get_inference_config()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            inference_config = probe.get_inference_config()
+    except (UnpicklingError, EOFError, BadZipFile) as error:
+        named = ", ".join(repr(str(path)) for path in checkpoint_paths(estimator))
+        raise ValueError(f"estimator.model_path: {named} is damaged or holds more than weights: {error}") from error
     if _is_bundled(estimator):
         # The general CPU limit is set for far larger networks than the bundled one.
         inference_config = dataclasses.replace(inference_config, MAX_CPU_SAMPLES=inference_config.MAX_NUMBER_OF_SAMPLES)
@@ -300,8 +306,10 @@ def _is_bundled(estimator: TabPFNClassifier) -> bool:
     return len(paths) == 1 and paths[0].resolve().parent == Path(checkpoints.__file__).resolve().parent
 
 
-def private_copies(models: Sequence[nn.Module], fast: Sequence[Mapping[str, Tensor]]) -> list[nn.Module]:
-    """Copies of the networks that own their fast weights and share every other tensor with the originals.
+def private_copies(
+    models: Sequence[nn.Module], fast: Sequence[Mapping[str, Tensor]], *, trainable: bool = True
+) -> list[nn.Module]:
+    """Copies of the networks that have fast weights of their own and share every other tensor with the originals.
 
     Parameters
     ----------
@@ -309,11 +317,13 @@ def private_copies(models: Sequence[nn.Module], fast: Sequence[Mapping[str, Tens
         Base networks; neither they nor their tensors are written to.
     fast : sequence of dict of str to Tensor
         For each network, its fast weights by parameter name.
+    trainable : bool, default=True
+        Copy the fast weights and let them require gradients. False: use the given tensors themselves, read-only.
 
     Returns
     -------
     list of Module
-        In evaluation mode; only the fast weights require gradients.
+        In evaluation mode.
     """
     copies = []
     for model, weights in zip(models, fast, strict=True):
@@ -323,8 +333,8 @@ def private_copies(models: Sequence[nn.Module], fast: Sequence[Mapping[str, Tens
             owner = twin.get_submodule(name.rpartition(".")[0])
             leaf = name.rpartition(".")[2]
             if name in weights:
-                value = weights[name].detach().to(parameter.device, parameter.dtype).clone()
-                owner._parameters[leaf] = nn.Parameter(value, requires_grad=True)
+                value = weights[name].detach().to(parameter.device, parameter.dtype)
+                owner._parameters[leaf] = nn.Parameter(value.clone() if trainable else value, requires_grad=trainable)
             else:
                 owner._parameters[leaf] = nn.Parameter(parameter.detach(), requires_grad=False)
         copies.append(twin.eval())

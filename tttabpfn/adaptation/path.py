@@ -101,6 +101,24 @@ class PathPoint:
     notes: tuple[str, ...] = ()
 
 
+@dataclass
+class FirstGradient:
+    """The gradient at the frozen weights, which every path with the same first episode starts with.
+
+    Parameters
+    ----------
+    found : tuple or None
+        Gradients by parameter name, loss and notes, once a path has computed them.
+    """
+
+    found: tuple[dict[str, Tensor], float, tuple[str, ...]] | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the gradients in bytes."""
+        return 0 if self.found is None else sum(g.numel() * g.element_size() for g in self.found[0].values())
+
+
 class GradientPath:
     """Walks along gradient steps on episodes; the same episodes for every candidate step size.
 
@@ -116,6 +134,8 @@ class GradientPath:
         Which rows may be used.
     settings : Settings
         Number of steps, chunk size, update rule and recipe.
+    first : FirstGradient, optional
+        Shared with other paths that start with the same episode.
     """
 
     def __init__(
@@ -125,6 +145,7 @@ class GradientPath:
         labels: np.ndarray,
         split: Split,
         settings: Settings,
+        first: FirstGradient | None = None,
     ) -> None:
         self.fast = fast
         self.demonstrations = demonstrations
@@ -132,7 +153,7 @@ class GradientPath:
         self.split = split
         self.settings = settings
         self.micro_batch = settings.chunk_size
-        self._first: tuple[dict[str, Tensor], float, tuple[str, ...]] | None = None
+        self._first = FirstGradient() if first is None else first
 
     def start(self) -> PathPoint:
         """The frozen weights, before any update."""
@@ -180,12 +201,12 @@ class GradientPath:
         def gradient(chunk: Chunk, weights: Stacks) -> Stacks:
             step = chunk.start // chunk_size
             shared = step == 0 and episode is None
-            if shared and self._first is not None:
-                named, loss, said = self._first
+            if shared and self._first.found is not None:
+                named, loss, said = self._first.found
             else:
                 named, loss, said = self._gradient(step, weights, *draw(step))
                 if shared:
-                    self._first = (named, loss, said)
+                    self._first.found = (named, loss, said)
             losses.append(loss)
             notes.extend(said)
             return self.fast.layout.stack(named)

@@ -21,7 +21,7 @@ from tttabpfn.adaptation.guard import row_losses
 from tttabpfn.adaptation.memory_reader import any_memory
 from tttabpfn.adaptation.memory_session import memory_alone, memory_on_top
 from tttabpfn.adaptation.outcome import Adaptation, Progress
-from tttabpfn.adaptation.path import FastModel, GradientPath
+from tttabpfn.adaptation.path import FastModel, FirstGradient, GradientPath
 from tttabpfn.adaptation.settings import Settings
 
 HELD_BACK_BRANCH = 2
@@ -75,7 +75,7 @@ class Session:
         self.demonstrations = adapter.prepare_demonstrations(self.inner, self.base, X, labels)
         self.lock = threading.RLock()
         self._frozen_losses: dict[tuple[int, ...] | None, NDArray[np.float64]] = {}
-        self._paths: dict[Settings, GradientPath] = {}
+        self._first_gradients: dict[Settings, FirstGradient] = {}
 
     def adapt(self, settings: Settings, progress: Progress | None = None) -> Adaptation:
         """Adapt to the demonstrations.
@@ -112,19 +112,16 @@ class Session:
 
     @property
     def nbytes(self) -> int:
-        """Size of the prepared demonstrations and of the weights that adapt, in bytes."""
-        fast = sum(4 * path.fast.nbytes for path in self._paths.values())
-        return self.demonstrations.nbytes + (fast or sum(model_bytes(model) for model in self.base.models))
+        """Size of the prepared demonstrations, and of first gradients as large as the networks, in bytes."""
+        first = sum(gradient.nbytes for gradient in self._first_gradients.values())
+        return self.demonstrations.nbytes + (first or sum(model_bytes(model) for model in self.base.models))
 
     def path(self, settings: Settings) -> GradientPath:
-        """The gradient path of some settings; its first gradient serves every step size and number of steps."""
+        """A gradient path from the frozen weights; its first gradient serves every step size and number of steps."""
         key = replace(settings, step_size=None, n_steps=1, guard=True)
-        if key not in self._paths:
-            fast = FastModel(self.base.models, settings.fast_weights)
-            self._paths[key] = GradientPath(fast, self.demonstrations, self.labels, self.split, settings)
-        path = self._paths[key]
-        path.settings = settings
-        return path
+        first = self._first_gradients.setdefault(key, FirstGradient())
+        fast = FastModel(self.base.models, settings.fast_weights)
+        return GradientPath(fast, self.demonstrations, self.labels, self.split, settings, first)
 
     def frozen_losses(self, members: Sequence[int] | None = None) -> NDArray[np.float64]:
         """Log loss of each held-back row under the frozen model; computed once per set of members."""
@@ -170,7 +167,7 @@ def predicting_models(base: adapter.Base, tensors: dict[str, Tensor]) -> list[nn
     Returns
     -------
     list of Module
-        Private copies that require no gradients.
+        They use the given tensors themselves and require no gradients.
     """
     fast: list[dict[str, Tensor]] = [{} for _ in base.models]
     for name, value in tensors.items():
@@ -178,7 +175,4 @@ def predicting_models(base: adapter.Base, tensors: dict[str, Tensor]) -> list[nn
         if not position.isdigit():
             continue  # a memory's, which sits on the networks' embeddings
         fast[int(position)][parameter] = value
-    copies = adapter.private_copies(base.models, fast)
-    for model in copies:
-        model.requires_grad_(False)
-    return copies
+    return adapter.private_copies(base.models, fast, trainable=False)
