@@ -8,6 +8,7 @@ the first 50, on generated tables.
 
 from __future__ import annotations
 
+import json
 import time
 import warnings
 from collections.abc import Callable
@@ -78,7 +79,7 @@ def fit_and_score(
     return {**score(table.y[test], probabilities), "seconds": time.perf_counter() - started}
 
 
-def robustness(tables: list[Table], seeds: int, checkpoint: str) -> list[dict[str, Any]]:
+def robustness(tables: list[Table], models: list[str], seeds: int, checkpoint: str) -> list[dict[str, Any]]:
     """One row for every table, condition, model and seed."""
     rows = []
     jobs = [(t, c, s) for t in tables for c in CONDITIONS for s in range(seeds)]
@@ -90,7 +91,7 @@ def robustness(tables: list[Table], seeds: int, checkpoint: str) -> list[dict[st
         y_train = table.y[train].copy()
         wrong = rng.random(len(y_train)) < label_noise
         y_train[wrong] = rng.choice(table.y, size=int(wrong.sum()))
-        for name in MODELS:
+        for name in models:
             scores = fit_and_score(name, changed, y_train, train, test, seed, checkpoint)
             rows.append({"table": table.name, "condition": condition, "model": name, "seed": seed, **scores})
     return rows
@@ -103,14 +104,14 @@ def costs(rows: list[dict[str, Any]]) -> dict[str, dict[str, dict[str, float]]]:
     out: dict[str, dict[str, dict[str, float]]] = {}
     for condition in CONDITIONS:
         out[condition] = {}
-        for model in MODELS:
+        for model in frame["model"].unique():
             values = means.loc[(condition, model)]
             base = means.loc[("clean", model)]
             out[condition][model] = {**values.to_dict(), **{f"cost_{k}": base[k] - values[k] for k in values.index}}
     return out
 
 
-def sizes(seeds: int, checkpoint: str) -> list[dict[str, Any]]:
+def sizes(models: list[str], seeds: int, checkpoint: str) -> list[dict[str, Any]]:
     """Accuracy at 1,000 rows of 50 columns and at 5,000 rows of 100, on the same generated tables and queries."""
     rows = []
     for seed in tqdm(range(seeds), desc="sizes"):
@@ -121,7 +122,7 @@ def sizes(seeds: int, checkpoint: str) -> list[dict[str, Any]]:
         test = np.arange(5000, 6000)
         for n_rows, n_columns in ((1000, 50), (1000, 100), (5000, 50), (5000, 100)):
             part = replace(table, X=table.X.iloc[:, :n_columns])
-            for name in MODELS:
+            for name in models:
                 train = np.arange(n_rows)
                 scores = fit_and_score(name, part, y[train], train, test, seed, checkpoint)
                 rows.append({"rows": n_rows, "columns": n_columns, "model": name, "seed": seed, **scores})
@@ -134,6 +135,8 @@ def main() -> None:
     arguments.add_argument("--checkpoint", metavar="FILE", help="default: the checkpoint in the package")
     arguments.add_argument("--seeds", type=int, default=2)
     arguments.add_argument("--source", default="CC18", help="only tables whose index entry contains this text")
+    arguments.add_argument("--models", nargs="*", default=list(MODELS), choices=MODELS)
+    arguments.add_argument("--resume", action="store_true", help="keep the LightGBM rows that the result file has")
     options = arguments.parse_args()
     checkpoint = options.checkpoint
     if checkpoint is None:
@@ -141,8 +144,15 @@ def main() -> None:
 
         checkpoint = str(bundled_model_path())
     tables = load_tables(options.data, options.tables, None if options.tables else options.source)
-    rows = robustness(tables, options.seeds, checkpoint)
-    size_rows = sizes(options.seeds, checkpoint)
+    kept: dict[str, list[dict[str, Any]]] = {"rows": [], "size_rows": []}
+    models = list(options.models)
+    if options.resume and Path(options.out).exists():
+        record = json.loads(Path(options.out).read_text())
+        if record["settings"]["seeds"] == options.seeds:
+            kept = {key: [row for row in record[key] if row["model"] == "lightgbm"] for key in kept}
+            models = [name for name in models if name != "lightgbm"]
+    rows = kept["rows"] + robustness(tables, models, options.seeds, checkpoint)
+    size_rows = kept["size_rows"] + sizes(models, options.seeds, checkpoint)
     frame = pd.DataFrame(size_rows)
     by_size = [
         {"rows": r, "columns": c, "model": m, "accuracy": summary(list(group["accuracy"]))}
