@@ -160,22 +160,24 @@ def plot(rows: list[Row], path: str, title: str, share: str) -> None:
 
     rows = [entry for entry in rows if entry["section"] == "chunks"]
     widths = sorted({entry["hidden"] for entry in rows})
-    figure, axes = plt.subplots(1, len(widths), figsize=(4.6 * len(widths), 3.8), sharey=True, squeeze=False)
+    figure, axes = plt.subplots(1, len(widths), figsize=(max(6.4, 4.6 * len(widths)), 4.2), sharey=True, squeeze=False)
     for axis, width in zip(axes[0], widths, strict=True):
+        panel = [entry for entry in rows if entry["hidden"] == width]
         for name in dict.fromkeys(entry["implementation"] for entry in rows):
-            line = [entry for entry in rows if entry["implementation"] == name and entry["hidden"] == width]
+            line = [entry for entry in panel if entry["implementation"] == name]
             shares = [100 * entry[share] for entry in line]
             style = {"linewidth": 2.2} if name == "tttabpfn" else {"linewidth": 1.3, "linestyle": "--"}
             axis.plot([entry["chunk"] for entry in line], shares, marker="o", markersize=4, label=name, **style)
         axis.set_xscale("log", base=2)
-        axis.set_xticks([entry["chunk"] for entry in line], [f"{entry['chunk']:,}" for entry in line], rotation=45)
+        chunks = sorted({entry["chunk"] for entry in panel})
+        axis.set_xticks(chunks, [f"{chunk:,}" for chunk in chunks], rotation=45)
         axis.set_xlabel("chunk size (tokens per update)")
         axis.set_title(f"hidden size {width}", fontsize=10)
         axis.grid(alpha=0.3)
     axes[0][0].set_ylabel("share of measured matmul peak (%)")
     axes[0][0].set_ylim(0, 105)
     axes[0][-1].legend(fontsize=8, loc="lower right")
-    figure.suptitle(title, fontsize=10)
+    figure.suptitle(title, fontsize=9)
     figure.tight_layout()
     figure.savefig(path, dpi=150)
 
@@ -221,11 +223,11 @@ def main() -> None:
     write(options.out, "lact_throughput", settings, rows)
     if options.plot and "chunks" in options.sections:
         threads = torch.get_num_threads()
-        where = torch.cuda.get_device_name() if options.device == "cuda" else f"CPU, {threads} thread(s)"
+        where = torch.cuda.get_device_name() if options.device == "cuda" else f"CPU, threads: {threads}"
         by_processor = options.device == "cpu" and threads == 1
         clock = "processor time" if by_processor else "wall clock"
         share = "share_of_peak_processor" if by_processor else "share_of_peak"
-        plot(rows, options.plot, f"LaCT forward + update + apply, {options.dtype}, {where}, {clock}", share)
+        plot(rows, options.plot, f"LaCT update + apply per chunk, {options.dtype}, {where}, {clock}", share)
 
 
 if __name__ == "__main__":
