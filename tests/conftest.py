@@ -54,7 +54,7 @@ def tiny_tabpfn(tiny_checkpoint):
 
 @pytest.fixture(scope="session")
 def classifier(tiny_tabpfn):
-    """A function that returns an unfitted classifier on a tiny model, with a cache of its own and few steps."""
+    """A function that returns an unfitted classifier on a tiny model, with few gradient steps and a cache of its own."""
 
     def make(generation: str = "v3", *, inner: dict | None = None, **parameters) -> TTTTabPFNClassifier:
         settings = {
@@ -63,6 +63,7 @@ def classifier(tiny_tabpfn):
             "context_size": 24,
             "chunk_size": 16,
             "guard": False,
+            "adaptation": "gradient",
             "random_state": 0,
             **parameters,
         }

@@ -132,14 +132,22 @@ def test_boolean_labels(classifier, table):
     assert fitted.predict(X_new).dtype == bool
 
 
-@pytest.mark.parametrize("wrap", [list, pd.Series, lambda y: pd.Series(y, dtype="category"), pl.Series], ids=str)
+@pytest.mark.parametrize(
+    "wrap",
+    [list, pd.Series, lambda y: pd.Series(y, dtype="category"), pl.Series],
+    ids=["list", "series", "categorical", "polars"],
+)
 def test_containers_of_labels(classifier, table, wrap):
     X, y, X_new, _ = table
     fitted = classifier().fit(X, wrap(y))
     np.testing.assert_array_equal(fitted.predict_proba(X_new), classifier().fit(X, y).predict_proba(X_new))
 
 
-@pytest.mark.parametrize("wrap", [np.ndarray.tolist, np.asfortranarray, lambda X: X.astype(object)], ids=str)
+@pytest.mark.parametrize(
+    "wrap",
+    [np.ndarray.tolist, np.asfortranarray, lambda X: X.astype(object)],
+    ids=["list", "fortran", "object"],
+)
 def test_containers_of_rows(classifier, table, wrap):
     X, y, X_new, _ = table
     fitted = classifier(n_steps=1).fit(wrap(X), y)

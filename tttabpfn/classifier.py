@@ -57,7 +57,7 @@ class TTTTabPFNClassifier(ClassifierMixin, BaseEstimator):
         Which parameters adapt; a list holds glob patterns on their names.
     guard : bool, default=True
         Keep the frozen weights unless the adapted ones win on held-back demonstrations.
-    adaptation : {"gradient", "memory", "both"}, default="gradient"
+    adaptation : {"gradient", "memory", "both"}, default="both"
         "gradient": TTT of TabPFN's own weights. "memory": a fast-weight memory on its row embeddings, written by
         forward passes only. "both": the memory on top of the gradient steps.
         A memory is written with all its rows as one chunk, whatever `chunk_size` is, in at most `n_steps` updates. Of
@@ -117,7 +117,7 @@ class TTTTabPFNClassifier(ClassifierMixin, BaseEstimator):
         update_rule: str = "muon",
         fast_weights: str | list[str] = "all",
         guard: bool = True,
-        adaptation: str = "gradient",
+        adaptation: str = "both",
         backend: str = "auto",
         cache: Any = None,
         random_state: Any = None,
