@@ -128,7 +128,6 @@ def main() -> None:
     """Run the comparison and write it."""
     arguments = parser(__doc__ or "", plot=True)
     add_options(arguments)
-    arguments.add_argument("--n-steps", type=int, help="updates at most; default: the estimator's")
     options = arguments.parse_args()
     use_threads(options)
     checkpoint = base_checkpoint(options)
@@ -140,9 +139,9 @@ def main() -> None:
     depends = digest(options.max_rows, options.n_estimators, options.n_steps, file_digest(checkpoint), ttt_digest())
     jobs = [
         {"table": name, "seed": seed, "model": model, "depends": depends}
+        for seed in range(options.seeds)  # a run that is cut short has every table
         for name in tables
         if name not in left_out
-        for seed in range(options.seeds)
         for model in MODELS
     ]
     settings = {
