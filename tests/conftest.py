@@ -54,7 +54,7 @@ def tiny_tabpfn(tiny_checkpoint):
 
 @pytest.fixture(scope="session")
 def classifier(tiny_tabpfn):
-    """A function that returns an unfitted classifier on a tiny model, with few gradient steps and a cache of its own."""
+    """A function that returns an unfitted classifier on a tiny model, with few gradient steps and its own cache."""
 
     def make(generation: str = "v3", *, inner: dict | None = None, **parameters) -> TTTTabPFNClassifier:
         settings = {
