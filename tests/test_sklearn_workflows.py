@@ -51,7 +51,7 @@ def test_a_grid_over_step_sizes_in_a_pipeline_with_two_jobs_and_three_scorers(sm
     results = search.cv_results_
     for scorer in ("roc_auc", "neg_log_loss", "accuracy"):
         assert np.isfinite(results[f"mean_test_{scorer}"]).all()
-    assert results["mean_test_roc_auc"].min() > 0.8
+    assert results["mean_test_roc_auc"].min() > 0.7
     assert results["mean_test_neg_log_loss"][0] != results["mean_test_neg_log_loss"][1]
     assert search.classes_.tolist() == ["no", "yes"]
     assert search.predict_proba(X).shape == (90, 2)
@@ -78,7 +78,7 @@ def test_cross_val_predict_gives_probabilities(small, two_classes):
     X, y = two_classes
     probabilities = cross_val_predict(small(), X, y, cv=2, method="predict_proba")
     assert probabilities.shape == (90, 2)
-    assert roc_auc_score(y, probabilities[:, 1]) > 0.8
+    assert roc_auc_score(y, probabilities[:, 1]) > 0.7
 
 
 def test_multiclass_scorers(small):
