@@ -98,7 +98,7 @@ class MemoryWriter:
         self.models = models
         self.recipe = settings.recipe.memory
         self.refolded = refolded
-        self.guard, self.evidence = settings.guard, settings.recipe.evidence
+        self.guard, self.evidence = settings.guard, self.recipe.evidence
         self.seed = settings.seed
         self.settings = MemorySettings(
             n_steps=settings.n_steps,

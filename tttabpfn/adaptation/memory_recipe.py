@@ -35,6 +35,9 @@ class MemoryRecipe:
         Where all rows are context: parts, each embedded given the others.
     rows_per_pass : int
         Rows embedded in one forward pass.
+    evidence : float
+        Standard errors by which the memory's held-back gain must exceed zero. More than for the gradient steps, since
+        it is the best of some forty combinations of kind, penalty, number of updates and gate on the same rows.
     """
 
     kinds: tuple[str, ...] = ("linear", "swiglu")
@@ -49,6 +52,7 @@ class MemoryRecipe:
     most_folded: int = 2000
     parts: int = 4
     rows_per_pass: int = 4096
+    evidence: float = 2.0
 
 
 DEFAULT_MEMORY_STEP_SIZES = {"sgd": 1.0, "momentum": 0.3, "muon": 0.06, "adamw": 0.01}
