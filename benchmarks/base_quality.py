@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _common import Table, load_tables, parser, summary, write
+import pandas as pd
+from _common import Table, load_tables, parser, summary, timed, write
 from sklearn.compose import ColumnTransformer
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.impute import SimpleImputer
@@ -131,6 +132,21 @@ def aggregate(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return {"overall": overall, "per_table": means, "roc_auc_ovo_spread": spread}
 
 
+def latency(checkpoint: str) -> dict[str, Any]:
+    """Seconds to predict 1,000 rows from a context of 1,000 rows with 20 columns, one ensemble member."""
+    rng = np.random.default_rng(0)
+    X, y = rng.normal(size=(2000, 20)), rng.integers(3, size=1000)
+    table = Table("noise", pd.DataFrame(X), y, {"categorical": []})
+    model = make("tttabpfn_base", table, 0, checkpoint).set_params(n_estimators=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model.fit(X[:1000], y)
+        processor = time.process_time()
+        seconds = timed(lambda: model.predict_proba(X[1000:]), repeats=7)
+        processor = (time.process_time() - processor) / 8
+    return {"context": 1000, "queries": 1000, "columns": 20, "members": 1, **seconds, "processor_seconds": processor}
+
+
 def main() -> None:
     """Run the comparison and write it."""
     arguments = parser(__doc__)
@@ -139,6 +155,7 @@ def main() -> None:
     arguments.add_argument("--source", default="CC18", help="only tables whose index entry contains this text")
     arguments.add_argument("--models", nargs="*", default=["tttabpfn_base", *BASELINES])
     arguments.add_argument("--resume", action="store_true", help="keep the baseline rows that the result file has")
+    arguments.add_argument("--latency", action="store_true", help="also time one member on 1,000 + 1,000 rows")
     options = arguments.parse_args()
     checkpoint = options.checkpoint
     if checkpoint is None:
@@ -156,6 +173,8 @@ def main() -> None:
         rows.append(evaluate(name, table, seed, checkpoint))
     result = aggregate(rows)
     settings = {"seeds": options.seeds, "split": "50/50 stratified", "checkpoint": Path(checkpoint).name}
+    if options.latency:
+        result["latency"] = latency(checkpoint)
     write(options.out, "base_quality", settings, rows, **result)
     for model, values in sorted(result["overall"].items(), key=lambda item: -item[1]["roc_auc_ovo"]):
         print(f"{model:22s}" + "  ".join(f"{m} {values[m]:.4f}" for m in METRICS))
