@@ -66,7 +66,7 @@ def test_2_predict_changes_nothing_on_the_estimator(classifier, table):
     np.testing.assert_array_equal(fitted.predict_proba(X_new), first)
 
 
-# 2. Seen to fail: without fork_rng in tabpfn_adapter._load (v3 draws its first weights from the global generator).
+# 2. Seen to fail: without fork_rng in tabpfn_adapter.base._load (v3 draws its first weights from the global generator).
 @pytest.mark.parametrize("adaptation", ["gradient", "memory", "both"])
 def test_2_nothing_global_moves(tmp_path, table, classifier, adaptation):
     X, y, X_new, _ = table

@@ -1,0 +1,44 @@
+"""The only package that knows TabPFN's internals: base models, demonstration tensors, logits in one axis order.
+
+Letters: M ensemble members, N demonstrations, n context rows, Q query rows, C prepared columns, K classes.
+Logits are ``[M, Q, K]`` everywhere outside this package, classes in the order of ``classes_``.
+"""
+
+from tttabpfn.tabpfn_adapter.base import (
+    Base,
+    adaptable_shapes,
+    fit_tabpfn,
+    load_base,
+    loaded_base,
+    private_copies,
+)
+from tttabpfn.tabpfn_adapter.demonstrations import Demonstrations, member_logits, prepare_demonstrations
+from tttabpfn.tabpfn_adapter.predictions import predict_with_embeddings, probabilities
+from tttabpfn.tabpfn_adapter.wrapped import (
+    check_estimator_settings,
+    checkpoint_paths,
+    declared_limits,
+    default_estimator,
+    max_context_rows,
+    with_settled_seed,
+)
+
+__all__ = [
+    "Base",
+    "Demonstrations",
+    "adaptable_shapes",
+    "check_estimator_settings",
+    "checkpoint_paths",
+    "declared_limits",
+    "default_estimator",
+    "fit_tabpfn",
+    "load_base",
+    "loaded_base",
+    "max_context_rows",
+    "member_logits",
+    "predict_with_embeddings",
+    "prepare_demonstrations",
+    "private_copies",
+    "probabilities",
+    "with_settled_seed",
+]

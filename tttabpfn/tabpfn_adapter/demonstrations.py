@@ -1,0 +1,214 @@
+"""Demonstrations as the base's input tensors, and logits of queries given a context."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from tabpfn import TabPFNClassifier
+from tabpfn.preprocessing.clean import clean_data_transform
+from tabpfn.preprocessing.datamodel import FeatureModality
+from tabpfn.validation import check_input_shape_matches, ensure_compatible_predict_input_sklearn
+from torch import Tensor, nn
+
+from tttabpfn.tabpfn_adapter.base import Base
+
+
+@dataclass(frozen=True)
+class _Member:
+    """One ensemble member's view of all demonstrations."""
+
+    rows: Tensor
+    labels: Tensor
+    class_order: Tensor
+    schema: Any
+    torch_preprocessor: Any
+    model_index: int
+
+
+@dataclass(frozen=True)
+class Demonstrations:
+    """All demonstrations as the base's input tensors, once per ensemble member.
+
+    Preprocessing is fitted on the context rows, as it will be at predict, and applied to every demonstration; an
+    episode then only picks rows.
+
+    Parameters
+    ----------
+    members : tuple
+        One view per ensemble member.
+    labels : Tensor of shape (N,)
+        Class codes in the order of ``classes_``.
+    n_classes : int
+        Number of classes.
+    temperature : float
+        Softmax temperature of the predictions.
+    """
+
+    members: tuple[_Member, ...]
+    labels: Tensor
+    n_classes: int
+    temperature: float
+
+    @property
+    def n_members(self) -> int:
+        """Number of ensemble members."""
+        return len(self.members)
+
+    @property
+    def nbytes(self) -> int:
+        """Size of all members' rows in bytes."""
+        return sum(member.rows.numel() * member.rows.element_size() for member in self.members)
+
+    @property
+    def columns(self) -> int:
+        """Widest member's number of prepared columns."""
+        return max(member.rows.shape[1] for member in self.members)
+
+
+def prepare_demonstrations(inner: TabPFNClassifier, base: Base, X: Any, labels: np.ndarray) -> Demonstrations:
+    """Run every demonstration through a fitted TabPFN's own preprocessing.
+
+    Parameters
+    ----------
+    inner : TabPFNClassifier
+        Fitted on the context rows with ``fit_mode="fit_preprocessors"``.
+    base : Base
+        Its base.
+    X : array-like of shape (N, n_features)
+        All demonstrations as the user gave them.
+    labels : ndarray of shape (N,), int
+        Their class codes in the order of ``inner.classes_``.
+
+    Returns
+    -------
+    Demonstrations
+        On the base's device.
+    """
+    encoded = encode_rows(inner, X)
+    dtype = inner.forced_inference_dtype_ if inner.forced_inference_dtype_ == torch.float64 else torch.float32
+    codes = torch.as_tensor(labels, dtype=torch.long, device=base.device)
+    members = []
+    for member in inner.executor_.ensemble_members:
+        permutation = member.config.class_permutation
+        order = np.arange(inner.n_classes_) if permutation is None else np.asarray(permutation)
+        order_t = torch.as_tensor(order, dtype=torch.long, device=base.device)
+        members.append(
+            _Member(
+                rows=torch.as_tensor(member.transform_X_test(encoded), dtype=dtype, device=base.device),
+                labels=order_t[codes].to(dtype),
+                class_order=order_t,
+                schema=member.feature_schema,
+                torch_preprocessor=member.gpu_preprocessor,
+                model_index=member.config._model_index,
+            )
+        )
+    return Demonstrations(tuple(members), codes, int(inner.n_classes_), float(inner.softmax_temperature_))
+
+
+def encode_rows(inner: TabPFNClassifier, X: Any) -> np.ndarray:
+    """Follow TabPFN's predict path up to the ensemble members."""
+    check_input_shape_matches(X, estimator=inner)
+    X = inner.text_transformer_.transform(inner.date_transformer_.transform(X))
+    X = ensure_compatible_predict_input_sklearn(X, inner)
+    return clean_data_transform(
+        X,
+        cat_indices=inner.inferred_feature_schema_.indices_for(FeatureModality.CATEGORICAL),
+        ord_encoder=getattr(inner, "ordinal_encoder_", None),
+        passthrough_inf=inner.inference_config_.PASSTHROUGH_INF,
+    )
+
+
+def member_logits(
+    models: Sequence[nn.Module],
+    demonstrations: Demonstrations,
+    context: Tensor,
+    query: Tensor,
+    members: Sequence[int] | None = None,
+    *,
+    embeddings: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Logits of query rows given context rows.
+
+    Parameters
+    ----------
+    models : sequence of Module
+        The base's networks or private copies of them; gradients flow where they are enabled.
+    demonstrations : Demonstrations
+        Rows of all members.
+    context, query : Tensor of shape (n,), (Q,), int64
+        Positions of the demonstrations that play the context and the queries.
+    members : sequence of int, optional
+        Ensemble members to run, by default all.
+    embeddings : bool, default=False
+        Also return the query rows' embeddings, of shape (M, Q, E).
+
+    Returns
+    -------
+    Tensor of shape (M, Q, K)
+        Raw logits (before the softmax temperature), classes in the order of ``classes_``.
+    """
+    chosen = list(range(demonstrations.n_members)) if members is None else list(members)
+    logits: dict[int, Tensor] = {}
+    embedded: dict[int, Tensor] = {}
+    rows = torch.cat([context, query])
+    for group in _groups(models, demonstrations, chosen):
+        prepared = [_member_input(demonstrations.members[m], rows, len(context)) for m in group]
+        if len({tuple(x.shape) for x, _ in prepared}) > 1:
+            batches = [([m], [item]) for m, item in zip(group, prepared, strict=True)]
+        else:
+            batches = [(group, prepared)]
+        for positions, items in batches:
+            model = models[demonstrations.members[positions[0]].model_index]
+            x = torch.cat([x for x, _ in items], dim=1)
+            y = torch.stack([demonstrations.members[m].labels[context] for m in positions], dim=1)
+            output = model(
+                x,
+                y if len(positions) > 1 else y[:, 0],
+                only_return_standard_out=not embeddings,
+                categorical_inds=[categorical for _, categorical in items],
+                performance_options=_gradient_options(model),
+                **({"task_type": "multiclass"} if _takes_task_type(model) else {}),
+            )
+            standard = output["standard"] if embeddings else output
+            for position, m in enumerate(positions):
+                logits[m] = standard[:, position].float()[:, demonstrations.members[m].class_order]
+                if embeddings:
+                    embedded[m] = output["test_embeddings"][:, position].float()
+    stacked = torch.stack([logits[m] for m in chosen])
+    if embeddings:
+        return stacked, torch.stack([embedded[m] for m in chosen])
+    return stacked
+
+
+def _groups(models: Sequence[Any], demonstrations: Demonstrations, chosen: list[int]) -> list[list[int]]:
+    """Members that may share a forward pass: same network, same shape, on a network that batches members."""
+    groups: dict[tuple[Any, ...], list[int]] = {}
+    for m in chosen:
+        member = demonstrations.members[m]
+        batches = models[member.model_index].estimator_batch_budget.rows > 0
+        key = (member.model_index, tuple(member.rows.shape)) if batches else ("alone", m)
+        groups.setdefault(key, []).append(m)
+    return list(groups.values())
+
+
+def _member_input(member: _Member, rows: Tensor, n_context: int) -> tuple[Tensor, list[int]]:
+    x = member.rows[rows].unsqueeze(1)
+    schema = member.schema
+    if member.torch_preprocessor is not None:
+        result = member.torch_preprocessor(x, feature_schema=schema, num_train_rows=n_context, use_fitted_cache=False)
+        x, schema = result.x.to(member.rows.dtype), result.feature_schema
+    return x, schema.indices_for(FeatureModality.CATEGORICAL)
+
+
+def _gradient_options(model: Any) -> Any:
+    """The whole table in one pass: chunked inference would only add overhead at TTT's sizes."""
+    return dataclasses.replace(model.get_default_performance_options(), use_chunkwise_inference=False)
+
+
+def _takes_task_type(model: Any) -> bool:
+    return "task_type" in model.forward.__code__.co_varnames
