@@ -30,7 +30,7 @@ def prepared(tiny_tabpfn, table):
     return get
 
 
-# Seen to fail: without `class_order` on the logits, and with the schema's categorical columns left out.
+# Seen to fail: without `class_order` on the logits.
 @pytest.mark.parametrize("generation", GENERATIONS)
 def test_logits_are_those_of_tabpfn(prepared, table, generation):
     X, _, _, _ = table

@@ -178,7 +178,6 @@ def nothing_loads(monkeypatch):
     monkeypatch.setattr(adapter, "load_base", load)
 
 
-# Seen to fail: with `check_parameters` called at the end of fit, and with one check at a time taken out.
 @pytest.mark.parametrize(("parameters", "kind", "start"), PARAMETERS, ids=lambda value: str(value)[:40])
 def test_bad_parameters(classifier, nothing_loads, parameters, kind, start):
     made = classifier().set_params(**parameters)
@@ -188,7 +187,7 @@ def test_bad_parameters(classifier, nothing_loads, parameters, kind, start):
     assert vars(made) == before
 
 
-# Seen to fail: with `self.classes_` set before the fingerprint, and with `check_class_counts` taken out.
+# 7. Seen to fail: with `classes_` set before all checks are done, and without the check of the number of classes.
 @pytest.mark.parametrize(("X", "y", "kind", "start"), DATA.values(), ids=DATA)
 def test_bad_data_is_refused_and_leaves_the_former_fit(classifier, nothing_loads, X, y, kind, start):
     fitted = classifier(context_size=None).fit(*_table())
@@ -255,7 +254,7 @@ class Malicious:
         return (Path.write_text, (self.path, "executed"))
 
 
-# Seen to fail: with `torch.load(..., weights_only=False)` in place of TabPFN's loader, which leaves the file behind.
+# The last lines show the harm that loading it without `weights_only` does.
 def test_a_malicious_ckpt_is_refused_and_not_executed(classifier, tmp_path):
     trace = tmp_path / "trace"
     path = tmp_path / "model.ckpt"
@@ -265,4 +264,4 @@ def test_a_malicious_ckpt_is_refused_and_not_executed(classifier, tmp_path):
         made.predict(_table()[0])
     assert not trace.exists()
     torch.load(path, weights_only=False)
-    assert trace.exists()  # the file would have done harm
+    assert trace.exists()

@@ -71,7 +71,7 @@ def test_predict_gives_labels_of_the_largest_probability(classifier, table):
     np.testing.assert_array_equal(fitted.predict(X_new), fitted.classes_[probabilities.argmax(axis=1)])
 
 
-# Seen to fail: with `settings.n_steps` read from the parameters at predict, and with the report of the first fit kept.
+# Seen to fail: with the settings read from the parameters at predict.
 def test_set_params_has_no_effect_until_the_next_fit(classifier, table):
     X, y, X_new, _ = table
     fitted = classifier().fit(X, y)
@@ -161,6 +161,7 @@ def test_nested_parameters_reach_the_wrapped_classifier(classifier, table):
     assert fitted._predictor().n_estimators_ == 3
 
 
+# Seen to fail: with `clone(wrapped)` in place of `with_settled_seed` (for None, another ensemble each time).
 @pytest.mark.parametrize("state", [None, np.random.RandomState(3), np.random.default_rng(3), 11], ids=str)
 def test_any_seed_of_the_wrapped_classifier_gives_one_ensemble_for_adapting_and_predicting(classifier, table, state):
     X, y, X_new, _ = table
@@ -170,7 +171,6 @@ def test_any_seed_of_the_wrapped_classifier_gives_one_ensemble_for_adapting_and_
     np.testing.assert_array_equal(fitted.predict_proba(X_new), first)
 
 
-# Seen to fail: with `clone(wrapped)` in place of `with_settled_seed`, whose key told one generator's state from none.
 def test_generators_of_other_state_are_other_keys(classifier, table):
     X, y, _, _ = table
     cache = FastWeightCache()
@@ -179,7 +179,7 @@ def test_generators_of_other_state_are_other_keys(classifier, table):
     assert len(cache) == 2
 
 
-# Seen to fail: with `print` in the progress observer, and with `disable=False` for any verbosity.
+# Seen to fail: with a bar for `verbose=0` too.
 def test_only_verbose_shows_progress(classifier, table, capfd):
     X, y, X_new, _ = table
     classifier().fit(X, y).predict(X_new)
@@ -190,7 +190,7 @@ def test_only_verbose_shows_progress(classifier, table, capfd):
     assert "3/3" in err
 
 
-# Seen to fail: without `get_or_compute` around the adaptation (several misses).
+# Seen to fail: without `get_or_compute` around the adaptation.
 def test_threads_that_predict_at_once_share_one_adaptation(classifier, table):
     X, y, X_new, _ = table
     cache = FastWeightCache()
@@ -217,7 +217,7 @@ def test_threads_that_predict_at_once_share_one_adaptation(classifier, table):
         np.testing.assert_array_equal(probabilities, wanted)
 
 
-# Seen to fail: with the error raised again in `accumulate`.
+# Seen to fail: with the error raised again in `_attempt`.
 def test_out_of_memory_halves_the_micro_batch_and_is_noted(classifier, table, monkeypatch):
     from tttabpfn import tabpfn_adapter as adapter
 

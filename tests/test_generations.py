@@ -46,7 +46,7 @@ def adapted(classifier, clusters):
     return get
 
 
-# Seen to fail: with the update's sign turned in update_rules.update, and with `predicting_models` given no tensors.
+# Seen to fail: with the update's sign turned, and with `predicting_models` given no tensors.
 def test_training_lowers_the_loss_of_the_queries_and_of_new_rows(adapted, generation, clusters):
     X, y, X_new, y_new = clusters
     fitted, _ = adapted(generation)
@@ -66,7 +66,7 @@ def test_the_base_is_not_written_to(adapted, generation, clusters):
     assert sum(not torch.equal(changed[name], before[name]) for name in changed) > len(changed) / 2
 
 
-# Seen to fail: with one of the cached keys' settings changed, `kv_cache_precision="int8"` in fit_tabpfn.
+# Seen to fail: with keys and values cached in int8.
 def test_prediction_from_the_context_cache_agrees_with_a_whole_forward_pass(adapted, generation, clusters):
     X, y, X_new, _ = clusters
     fitted, _ = adapted(generation)
@@ -77,8 +77,6 @@ def test_prediction_from_the_context_cache_agrees_with_a_whole_forward_pass(adap
     np.testing.assert_allclose(fitted.predict_proba(X_new), whole.predict_proba(X_new), atol=CACHED_ATOL, rtol=0)
 
 
-# Seen to fail: with a step size of 1e-30 in place of 0.0 counted as
-# frozen, and with fit_mode="fit_with_cache" for a frozen entry too.
 @pytest.mark.parametrize("off", [{"n_steps": 0}, {"step_size": 0.0}, {"step_size": 0}], ids=str)
 def test_without_steps_the_probabilities_are_those_of_tabpfn_bit_for_bit(classifier, generation, table, off):
     X, y, X_new, _ = table
@@ -88,7 +86,7 @@ def test_without_steps_the_probabilities_are_those_of_tabpfn_bit_for_bit(classif
     assert fitted.adaptation_report().adaptation == "none"
 
 
-# Seen to fail: with `_pick_named` returning all names for "mlp", and with one layer's pattern dropped from it.
+# Seen to fail: with `_pick_named` returning all names for "mlp".
 def test_named_selections_pick_parts_of_the_network(tiny_tabpfn, generation):
     (model,) = adapter.load_base(tiny_tabpfn(generation)).models
     chosen = {

@@ -27,7 +27,7 @@ ATOL = 5e-6
 Seen on the bundled base: 1.4e-6."""
 
 
-# 1. Seen to fail: with "fit_with_cache" for a frozen entry too (bfloat16 autocast off), and with rows in content order.
+# 1. Seen to fail: with "fit_with_cache" for a frozen entry too.
 @pytest.mark.parametrize("off", [{"n_steps": 0}, {"step_size": 0}], ids=str)
 @pytest.mark.parametrize(
     "inner",
@@ -96,7 +96,6 @@ def test_2_the_shared_base_is_never_written_to(classifier, table):
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-# 2. Seen to fail: with the fast weights of the last predictor loaded into one set of networks that both share.
 def test_2_predictions_of_two_estimators_may_take_turns(classifier, table):
     X, y, X_new, _ = table
     cache = FastWeightCache()
@@ -109,7 +108,7 @@ def test_2_predictions_of_two_estimators_may_take_turns(classifier, table):
         np.testing.assert_array_equal(two.predict_proba(X_new), first_of_two)
 
 
-# 3. Seen to fail: with TabPFN's bfloat16 autocast left on (2e-4 on the bundled base).
+# 3. Seen to fail: with the rows' answers left in the order of their content.
 def test_3_one_row_and_many_agree(bundled_fit):
     fitted, rows = bundled_fit
     together = fitted.predict_proba(rows)
@@ -119,7 +118,7 @@ def test_3_one_row_and_many_agree(bundled_fit):
     np.testing.assert_allclose(halves, together, atol=ATOL, rtol=0)
 
 
-# 3. Seen to fail: without content_order (the last bits of hundreds of probabilities).
+# 3. Seen to fail: with the rows' answers left in the order of their content.
 @pytest.mark.parametrize("n_rows", [16, 20, 80])
 def test_3_the_order_of_rows_changes_no_bit(n_rows, bundled_fit):
     fitted, rows = bundled_fit
@@ -138,7 +137,6 @@ def bundled_fit(table):
     return TTTTabPFNClassifier(wrapped, cache=FastWeightCache(), **settings).fit(X, y), X
 
 
-# 3. Seen to fail: with the weights of a pickle dropped and other ones put in their place in `unpack`.
 @pytest.mark.parametrize("way", ["pickle", "joblib", "clone", "disk"])
 def test_3_cached_uncached_unpickled_and_cloned_agree(classifier, table, tmp_path, way):
     X, y, X_new, _ = table
@@ -158,7 +156,7 @@ def test_3_cached_uncached_unpickled_and_cloned_agree(classifier, table, tmp_pat
     np.testing.assert_array_equal(classifier().fit(X, y).predict_proba(X_new), wanted)
 
 
-# Seen to fail: without `_packed_fast_weights` (a miss in the new cache).
+# 3. Seen to fail: without `_packed_fast_weights` (a miss in the new cache).
 def test_3_a_pickle_brings_its_fast_weights_along(classifier, table):
     X, y, X_new, _ = table
     fitted = classifier().fit(X, y).adapt()
@@ -190,7 +188,6 @@ np.save(folder / f"{number}.npy", fitted.predict_proba(np.load(folder / "rows.np
 """
 
 
-# 3. Seen to fail: with the disk cache's lock and second look taken out (two processes compute).
 def test_3_processes_on_one_disk_cache_adapt_once_and_agree(classifier, table, tmp_path):
     X, y, X_new, _ = table
     fitted = classifier(cache=str(tmp_path / "cache")).fit(X, y)
@@ -239,7 +236,7 @@ def key_of(fitted):
     return store.entry_key(base, fitted._wrapped_estimator, fitted._fit_settings, fitted._data_print)
 
 
-# 4. Seen to fail: with each of `settings`, `data`, `base.content` and the estimator's print left out of entry_key.
+# 4. Seen to fail: with the settings, and with the estimator's print left out of entry_key.
 @pytest.mark.parametrize("change", OTHER_SETTINGS, ids=str)
 def test_4_every_parameter_is_part_of_the_key(classifier, table, change):
     X, y, _, _ = table
@@ -271,6 +268,7 @@ OTHER_DATA = {
 }
 
 
+# 4. Seen to fail: with the data's print left out of the key.
 @pytest.mark.parametrize("other", OTHER_DATA.values(), ids=OTHER_DATA)
 def test_4_the_data_are_part_of_the_key(classifier, table, other):
     X, y, _, _ = table
@@ -295,7 +293,7 @@ def test_4_a_refit_on_other_data_never_meets_old_weights(classifier, table):
     np.testing.assert_array_equal(fitted.predict_proba(X_new), old)
 
 
-# 4. Seen to fail: with the checkpoint's path in place of its content.
+# 4. Seen to fail: with the base's content left out of the key.
 def test_4_other_base_weights_under_the_same_path_are_another_key(classifier, table, tmp_path):
     X, y, X_new, _ = table
     cache = FastWeightCache()
@@ -340,7 +338,7 @@ def test_5_the_guard_scores_the_configuration_that_predicts(classifier, table):
     assert report.loss_frozen == pytest.approx(loss, abs=1e-5)
 
 
-# 5. Seen to fail: with `judge` always accepting.
+# 5. Seen to fail: with every refusal of `judge` turned into an acceptance.
 def test_5_a_harmful_adaptation_is_refused_with_a_reason_and_the_frozen_model_predicts(classifier, table):
     X, y, X_new, _ = table
     noise = np.random.default_rng(0).integers(0, 3, len(y))
@@ -356,7 +354,7 @@ def test_5_a_harmful_adaptation_is_refused_with_a_reason_and_the_frozen_model_pr
     np.testing.assert_allclose(fitted.predict_proba(X_new), plain.predict_proba(X_new), atol=ATOL, rtol=0)
 
 
-# 6. Seen to fail: with a generator seeded from the clock in episodes.seeded.
+# 6. Seen to fail: with generators seeded by the system in episodes.seeded.
 def test_6_a_seed_means_the_same_bits(classifier, table):
     X, y, X_new, _ = table
     first = classifier(guard=True, step_size="auto", random_state=5).fit(X, y)
@@ -421,7 +419,6 @@ def test_8_cache_files_are_safetensors_with_a_json_header(classifier, table, tmp
     assert header["__metadata__"]
 
 
-# 8. Seen to fail: with joblib used for the packed weights of a pickle.
 def test_8_no_file_of_the_package_is_unpickled():
     import tttabpfn
 

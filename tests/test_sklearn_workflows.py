@@ -35,7 +35,7 @@ def two_classes():
     return pd.DataFrame(X, columns=list("abcd")), np.where(y == 1, "yes", "no")
 
 
-# Seen to fail: with ClassifierMixin after BaseEstimator, for which scikit-learn finds no response method.
+# Seen to fail: with ClassifierMixin after BaseEstimator.
 def test_a_grid_over_step_sizes_in_a_pipeline_with_two_jobs_and_three_scorers(small, two_classes):
     X, y = two_classes
     pipeline = Pipeline([("scale", StandardScaler()), ("ttt", small())])
@@ -57,7 +57,7 @@ def test_a_grid_over_step_sizes_in_a_pipeline_with_two_jobs_and_three_scorers(sm
     assert search.predict_proba(X).shape == (90, 2)
 
 
-# Seen to fail: with the settings left out of the session's key's counterpart, so that each candidate prepares anew.
+# Seen to fail: with the session under the entry's key, so that each candidate prepares anew.
 def test_candidates_of_a_grid_share_one_session_per_fold(small, two_classes, monkeypatch):
     from tttabpfn import classifier as module
 

@@ -47,7 +47,6 @@ def test_one_row_is_no_evidence():
     assert not judge(np.array([0.9]), np.array([0.1]), evidence=1.0).accepted
 
 
-# Seen to fail: with the probability of the predicted class in place of the true one.
 def test_row_losses_average_to_the_log_loss_of_scikit_learn():
     rng = np.random.default_rng(0)
     probabilities = rng.dirichlet(np.ones(3), size=40).astype(np.float32)

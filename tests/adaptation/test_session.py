@@ -65,7 +65,6 @@ def test_the_race_picks_among_the_candidates(session):
     assert report.step_size == min(report.step_sizes_tried, key=report.step_sizes_tried.get)
 
 
-# Seen to fail: with the whole split used under guard=True too.
 def test_held_back_rows_train_only_after_the_decision_or_without_a_guard(make_session, monkeypatch):
     from tttabpfn.adaptation.path import GradientPath
 

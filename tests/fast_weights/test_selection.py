@@ -21,7 +21,7 @@ SHAPES = {
 }
 
 
-# Seen to fail: with each pattern's expression widened to match the other part.
+# Seen to fail: with all names for "mlp".
 def test_named_selections():
     assert select_names(SHAPES, "all") == list(SHAPES)
     assert select_names(SHAPES, "mlp") == [name for name in SHAPES if ".mlp." in name]
@@ -54,7 +54,6 @@ def test_a_named_selection_of_a_model_without_that_part_is_refused():
         select_names({"weight": (2, 2)}, "mlp")
 
 
-# Seen to fail: with `unstack` handing out rows in the order of the groups.
 def test_stacks_hold_equal_shapes_and_come_apart_again():
     weights = {name: torch.randn(shape) for name, shape in SHAPES.items()}
     weights["conv.weight"] = torch.randn(4, 2, 2)
