@@ -67,10 +67,19 @@ CONDITIONS: dict[str, tuple[Callable[[Table, np.random.Generator], Table], float
 
 
 def fit_and_score(
-    name: str, table: Table, y_train: np.ndarray, train: np.ndarray, test: np.ndarray, seed: int, checkpoint: str
+    name: str,
+    table: Table,
+    y_train: np.ndarray,
+    train: np.ndarray,
+    test: np.ndarray,
+    seed: int,
+    checkpoint: str,
+    members: int | None = None,
 ) -> dict[str, float]:
-    """Scores of one model on given rows."""
+    """Scores of one model on given rows; `members` sets the ensemble size of the checkpoint's model."""
     model = make(name, table, seed, checkpoint)
+    if members is not None and name == "tttabpfn_base":
+        model.set_params(n_estimators=members)
     started = time.perf_counter()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -112,7 +121,7 @@ def costs(rows: list[dict[str, Any]]) -> dict[str, dict[str, dict[str, float]]]:
 
 
 def sizes(models: list[str], seeds: int, checkpoint: str) -> list[dict[str, Any]]:
-    """Accuracy at 1,000 rows of 50 columns and at 5,000 rows of 100, on the same generated tables and queries."""
+    """Accuracy at 1,000 rows of 50 columns and at 5,000 rows of 100, on the same generated queries; one member."""
     rows = []
     for seed in tqdm(range(seeds), desc="sizes"):
         X, y = make_classification(
@@ -124,7 +133,7 @@ def sizes(models: list[str], seeds: int, checkpoint: str) -> list[dict[str, Any]
             part = replace(table, X=table.X.iloc[:, :n_columns])
             for name in models:
                 train = np.arange(n_rows)
-                scores = fit_and_score(name, part, y[train], train, test, seed, checkpoint)
+                scores = fit_and_score(name, part, y[train], train, test, seed, checkpoint, members=1)
                 rows.append({"rows": n_rows, "columns": n_columns, "model": name, "seed": seed, **scores})
     return rows
 
