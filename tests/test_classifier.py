@@ -71,7 +71,6 @@ def test_predict_gives_labels_of_the_largest_probability(classifier, table):
     np.testing.assert_array_equal(fitted.predict(X_new), fitted.classes_[probabilities.argmax(axis=1)])
 
 
-# Seen to fail: with the settings read from the parameters at predict.
 def test_set_params_has_no_effect_until_the_next_fit(classifier, table):
     X, y, X_new, _ = table
     fitted = classifier().fit(X, y)

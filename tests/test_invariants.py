@@ -118,7 +118,7 @@ def test_3_one_row_and_many_agree(bundled_fit):
     np.testing.assert_allclose(halves, together, atol=ATOL, rtol=0)
 
 
-# 3. Seen to fail: with the rows' answers left in the order of their content.
+# 3. Seen to fail: without content_order.
 @pytest.mark.parametrize("n_rows", [16, 20, 80])
 def test_3_the_order_of_rows_changes_no_bit(n_rows, bundled_fit):
     fitted, rows = bundled_fit
