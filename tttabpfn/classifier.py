@@ -330,15 +330,24 @@ class TTTTabPFNClassifier(ClassifierMixin, BaseEstimator):
         return self._resolved_cache().attachment(key, "predictor", partial(self._build_predictor, entry))
 
     def _build_predictor(self, entry: CacheEntry) -> TabPFNClassifier | MemoryPredictor:
+        if self._fit_settings.is_frozen:
+            return self._fitted_tabpfn(None, fit_mode=None)
         base = adapter.load_base(self._wrapped_estimator)
-        X, y = take_rows(self._rows, self.context_indices_), self._labels[self.context_indices_]
-        if not entry.tensors:
-            mode = None if self._fit_settings.is_frozen else "fit_with_cache"
-            return adapter.fit_tabpfn(self._wrapped_estimator, base, X, y, fit_mode=mode)
-        models = predicting_models(base, entry.tensors)
-        inner = adapter.fit_tabpfn(self._wrapped_estimator, base, X, y, models=models, fit_mode="fit_with_cache")
+        models = predicting_models(base, entry.tensors) if entry.tensors else None
+        key = store.session_key(self._wrapped_estimator, self._fit_settings, self._data_print)
+        session = self._resolved_cache().attached(key, "session")
+        if session is not None and adapter.can_be_refitted(session.inner):
+            inner = adapter.refit_with_cache(session.inner, base, models)
+        else:
+            inner = self._fitted_tabpfn(models, fit_mode="fit_with_cache")
         memory = Memory.of_tensors(entry.tensors)
         return inner if memory is None else MemoryPredictor(inner, memory, self._fit_settings.backend)
+
+    def _fitted_tabpfn(self, models: Any, *, fit_mode: str | None) -> TabPFNClassifier:
+        rows = self.context_indices_
+        X, y = take_rows(self._rows, rows), self._labels[rows]
+        base = adapter.load_base(self._wrapped_estimator)
+        return adapter.fit_tabpfn(self._wrapped_estimator, base, X, y, models=models, fit_mode=fit_mode)
 
     def __getstate__(self) -> dict[str, Any]:
         state = super().__getstate__()

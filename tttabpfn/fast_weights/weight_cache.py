@@ -234,10 +234,9 @@ class FastWeightCache:
         object
             What `build` returned, now or before.
         """
-        with self._flights.mutex:
-            found = self._attachments.get((check_key(key), name))
-        if found is not None:
-            return found[0]
+        kept = self.attached(key, name)
+        if kept is not None:
+            return kept
         with self._flights.join(f"{key}/{name}") as flight:
             with self._flights.mutex:
                 found = flight.result or self._attachments.get((key, name))
@@ -252,6 +251,23 @@ class FastWeightCache:
                         self._attachments.pop(attached)
             flight.result = found
         return found[0]
+
+    def attached(self, key: str, name: str) -> Any | None:
+        """Return an object that `attachment` keeps, or None if there is none; nothing is built.
+
+        Parameters
+        ----------
+        key, name : str
+            As given to `attachment`.
+
+        Returns
+        -------
+        object or None
+            It counts as used.
+        """
+        with self._flights.mutex:
+            found = self._attachments.get((check_key(key), name))
+        return None if found is None else found[0]
 
     def clear(self, *, disk: bool = False) -> None:
         """Forget all entries and attachments in memory, and the counts of hits and misses.

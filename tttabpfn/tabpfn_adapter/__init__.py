@@ -14,6 +14,7 @@ from tttabpfn.tabpfn_adapter.base import (
 )
 from tttabpfn.tabpfn_adapter.demonstrations import Demonstrations, member_logits, prepare_demonstrations
 from tttabpfn.tabpfn_adapter.predictions import predict_with_embeddings, probabilities
+from tttabpfn.tabpfn_adapter.refitted import can_be_refitted, refit_with_cache
 from tttabpfn.tabpfn_adapter.wrapped import (
     check_estimator_settings,
     checkpoint_paths,
@@ -27,6 +28,7 @@ __all__ = [
     "Base",
     "Demonstrations",
     "adaptable_shapes",
+    "can_be_refitted",
     "check_estimator_settings",
     "checkpoint_paths",
     "declared_limits",
@@ -40,5 +42,6 @@ __all__ = [
     "prepare_demonstrations",
     "private_copies",
     "probabilities",
+    "refit_with_cache",
     "with_settled_seed",
 ]

@@ -223,22 +223,30 @@ def fit_tabpfn(
     TabPFNClassifier
         Fitted.
     """
-    networks = base.models if models is None else models
-    specs = [
-        ModelSpecs(network, config, base.inference_config)
-        for network, config in zip(networks, base.configs, strict=True)
-    ]
     inner = clone(estimator)
-    inner.model_path = specs
+    inner.model_path = model_specs(base.models if models is None else models, base)
     # Both overrides are already applied in the base's settings, and TabPFN refuses to be told twice.
     inner.inference_config = None
     inner.softmax_temperature = "auto"
     if fit_mode is not None:
         inner.fit_mode = fit_mode
-        if fit_mode == "fit_with_cache" and inner.kv_cache_precision is None:
-            inner.kv_cache_precision = "auto"
+        if fit_mode == "fit_with_cache":
+            inner.kv_cache_precision = cached_kv_precision(inner)
         if inner.inference_precision == "auto" and base.device.type == "cpu":
             # What "auto" means on a CPU, bfloat16 autocast, is no faster here, loses three digits, and differs from
             # the precision in which the guard compares.
             inner.inference_precision = torch.float32
     return inner.fit(X, y)
+
+
+def model_specs(networks: Sequence[nn.Module], base: Base) -> list[ModelSpecs]:
+    """What TabPFN takes as `model_path` for networks in memory, one of each of the base's architectures."""
+    return [
+        ModelSpecs(network, config, base.inference_config)
+        for network, config in zip(networks, base.configs, strict=True)
+    ]
+
+
+def cached_kv_precision(estimator: TabPFNClassifier) -> str:
+    """Precision of the context's keys and values: the user's, or the computed one, which TabPFN would quantize."""
+    return "auto" if estimator.kv_cache_precision is None else estimator.kv_cache_precision
