@@ -3,7 +3,10 @@
 Seconds: fit plus predict of `TTTTabPFNClassifier(n_steps=0)` and of the `TabPFNClassifier` it wraps, in turns, on the
 same rows; in one warm process with an empty cache every time, and in fresh processes that load the weights. Import: in
 fresh processes, what `tttabpfn` and its classifier add once `tabpfn` and its classifier are there. Memory: bytes of all
-tensor storages alive after each of several adaptations in one cache, against a frozen TabPFN with the same fit mode.
+tensor storages alive after each of several adaptations in one cache, against a frozen TabPFN with the same fit mode and
+the same precision of keys and values: float32, as adapted models predict on a CPU. TabPFN's own "auto" holds them in
+bfloat16 there, half as large; that they are larger is no part of `alive_over_fast_weights`, whose denominator is all
+that was adapted: network weights and the memory's matrices.
 """
 
 from __future__ import annotations
@@ -151,20 +154,16 @@ def tensor_bytes() -> int:
 
 
 def memory(checkpoint: str, models: int, fast_weights: str) -> dict[str, Any]:
-    """Bytes that each further adapted model keeps alive, beyond a frozen TabPFN with cached keys and values."""
+    """Bytes that each further adapted model keeps alive, beyond a frozen TabPFN with cached keys and values.
+
+    Of the frozen one, keys and values are counted in float32, like those of the adapted models, and as TabPFN holds
+    them by default.
+    """
     X, y, X_test = rows("wine")
     cache = FastWeightCache()
     base = TabPFNClassifier(model_path=checkpoint, device="cpu", random_state=0, n_estimators=2)
-    frozen, held, adapted = [], [tensor_bytes()], []
-    for model in range(models):
-        fitted = TabPFNClassifier(**{**base.get_params(), "fit_mode": "fit_with_cache", "kv_cache_precision": "auto"})
-        fitted.fit(X[model:], y[model:]).predict_proba(X_test)
-        frozen.append(fitted)
-        # Every plain classifier loads weights of its own; ours share one base. Both are left out of the comparison.
-        held.append(tensor_bytes() - sum(_model_bytes(found) for found in frozen))
-    keys_and_values = float(np.median(np.diff(held[1:])))
-    frozen.clear()
-    alive = []
+    keys_and_values = _frozen_bytes(base, models, inference_precision=torch.float32)
+    adapted, alive = [], []
     for model in range(models):
         fitted = TTTTabPFNClassifier(
             base, n_steps=2, step_size=1e-4, guard=False, fast_weights=fast_weights, random_state=0, cache=cache
@@ -182,9 +181,24 @@ def memory(checkpoint: str, models: int, fast_weights: str) -> dict[str, Any]:
         "cache_entry_bytes": entries,
         "alive_per_model_bytes": growth,
         "frozen_keys_and_values_bytes": keys_and_values,
+        "frozen_keys_and_values_bytes_auto": _frozen_bytes(base, models, inference_precision="auto"),
         "entry_over_fast_weights": entries / size,
         "alive_over_fast_weights": (growth - keys_and_values) / size,
     }
+
+
+def _frozen_bytes(base: TabPFNClassifier, models: int, **settings: Any) -> float:
+    """Bytes that each further frozen TabPFN with cached keys and values keeps alive beside its weights."""
+    X, y, X_test = rows("wine")
+    settings |= {"fit_mode": "fit_with_cache", "kv_cache_precision": "auto"}
+    frozen, held = [], []
+    for model in range(models):
+        fitted = TabPFNClassifier(**{**base.get_params(), **settings})
+        fitted.fit(X[model:], y[model:]).predict_proba(X_test)
+        frozen.append(fitted)
+        # Every plain classifier loads weights of its own; ours share one base. Both are left out of the comparison.
+        held.append(tensor_bytes() - sum(_model_bytes(found) for found in frozen))
+    return float(np.median(np.diff(held)))
 
 
 def _model_bytes(fitted: TabPFNClassifier) -> int:
