@@ -99,13 +99,15 @@ def test_preprocessing_is_fitted_once_for_all_candidates(classifier, table, tmp_
 
 # Seen to fail: without `can_be_refitted`.
 @pytest.mark.filterwarnings("ignore:You have `:UserWarning", "ignore:`y_pred` was renamed:FutureWarning")
-def test_what_is_tuned_on_the_networks_predictions_is_tuned_anew(classifier, table, tmp_path):
-    X, y, X_new, _ = table
+def test_what_is_tuned_on_the_networks_predictions_is_tuned_anew(classifier, table, fits):
+    X, y, _, _ = table
     tuned = {"eval_metric": "log_loss", "tuning_config": {"calibrate_temperature": True, "tuning_n_folds": 1}}
-    settings = {"step_size": 0.05, "inner": tuned, "context_size": 60}
-    with_session = classifier(cache=FastWeightCache(tmp_path), **settings).fit(X, y).predict_proba(X_new)
-    without = classifier(cache=FastWeightCache(tmp_path), **settings).fit(X, y).predict_proba(X_new)
-    np.testing.assert_array_equal(with_session, without)
+    fitted = classifier(inner=tuned, context_size=60).fit(X, y)
+    fitted._session()
+    session_alone = list(fits)
+    fitted.predict(X)
+    assert fits == session_alone * 2
+    assert max(fits) == 60 > min(fits)
 
 
 def test_threads_may_build_and_predict_from_one_session(classifier, table):
