@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from tabpfn import TabPFNClassifier
+from tabpfn.base import ModelSpecs
 
 from tttabpfn import tabpfn_adapter as adapter
 
@@ -84,8 +85,6 @@ def test_a_base_is_loaded_once_per_content_and_settings(tiny_tabpfn):
 
 
 def test_models_given_in_memory_are_taken(tiny_tabpfn, table):
-    from tabpfn.base import ModelSpecs
-
     from tttabpfn import FastWeightCache, TTTTabPFNClassifier
 
     X, y, X_new, _ = table
@@ -118,3 +117,25 @@ def test_the_bundled_base_takes_more_rows_than_a_cpu_limit_meant_for_larger_netw
     estimator = adapter.default_estimator()
     declared = adapter.declared_limits(estimator)
     assert adapter.max_context_rows(estimator, declared) == declared["MAX_NUMBER_OF_SAMPLES"]
+
+
+# Seen to fail: with the limit of the checkpoint's header in place of the generation's.
+def test_limits_are_known_before_anything_loads(tiny_tabpfn, tmp_path):
+    def limits(estimator):
+        declared = adapter.declared_limits(estimator)
+        return adapter.max_context_rows(estimator, declared), adapter.max_features(estimator, declared)
+
+    assert limits(tiny_tabpfn("v2")) == (1000, 500)
+    assert limits(tiny_tabpfn("v3")) == (5000, 2000)
+    own = {"MAX_CPU_SAMPLES": 70, "MAX_NUMBER_OF_FEATURES": 7}
+    assert limits(tiny_tabpfn("v3", inference_config=own)) == (70, 7)
+    base = adapter.load_base(tiny_tabpfn("v2"))
+    assert limits(tiny_tabpfn("v3", inference_config=base.inference_config)) == (1000, 500)
+    specs = TabPFNClassifier(
+        model_path=[ModelSpecs(base.models[0], base.configs[0], base.inference_config)], device="cpu"
+    )
+    assert limits(specs) == (1000, 500)
+    assert limits(tiny_tabpfn("v3", ignore_pretraining_limits=True)) == (None, None)
+    (tmp_path / "tabpfn-v2-classifier.ckpt").write_bytes(b"")
+    ckpt = TabPFNClassifier(model_path=str(tmp_path / "tabpfn-v2-classifier.ckpt"), device="cpu")
+    assert limits(ckpt) == (1000, None)

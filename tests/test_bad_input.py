@@ -42,6 +42,26 @@ PARAMETERS = [
     ),
     ({"context_size": 2}, ValueError, "context_size=2 keeps 2 of 80 rows, fewer than the 3 classes;"),
     ({"context_size": 0.01}, ValueError, "context_size=0.01 keeps 1 of 80 rows, fewer than the 3 classes;"),
+    (
+        {"context_size": 60, "estimator__inference_config": {"MAX_NUMBER_OF_SAMPLES": 50}},
+        ValueError,
+        "context_size=60 keeps 60 of 80 rows, but the base model takes at most 50 here;",
+    ),
+    (
+        {"context_size": 500, "estimator__inference_config": {"MAX_CPU_SAMPLES": 79}},
+        ValueError,
+        "context_size=500 keeps 80 of 80 rows, but the base model takes at most 79 here;",
+    ),
+    (
+        {"context_size": 0.7, "estimator__inference_config": {"MAX_NUMBER_OF_SAMPLES": 50}},
+        ValueError,
+        "context_size=0.7 keeps 56 of 80 rows, but the base model takes at most 50 here;",
+    ),
+    (
+        {"estimator__inference_config": {"MAX_NUMBER_OF_FEATURES": 4}},
+        ValueError,
+        "X has 5 features, but the base model takes at most 4;",
+    ),
     ({"update_rule": "lion"}, ValueError, "update_rule must be one of 'sgd', 'momentum', 'muon', 'adamw', got 'lion'."),
     ({"update_rule": None}, ValueError, "update_rule must be one of 'sgd', 'momentum', 'muon', 'adamw', got None."),
     ({"fast_weights": "half"}, ValueError, "fast_weights must be 'all', 'mlp', 'attention', 'last_quarter' or a"),
@@ -112,6 +132,12 @@ DATA = {
         np.arange(80) % 11,
         ValueError,
         "y holds 11 classes, but the base model can",
+    ),
+    "too_many_features": (
+        np.zeros((80, 2001)),
+        _table()[1],
+        ValueError,
+        "X has 2001 features, but the base model takes at most 2000;",
     ),
     "one_row": (_table()[0][:1], [1], ValueError, "Found array with 1 sample(s)"),
     "no_rows": (np.empty((0, 5)), [], ValueError, "Found array with 0 sample(s)"),
@@ -213,6 +239,15 @@ def test_bad_rows_to_predict(classifier, nothing_loads, X, kind, start):
     fitted = classifier().fit(*_table())
     with pytest.raises(kind, match="^" + re.escape(start)):
         fitted.predict(X)
+
+
+@pytest.mark.parametrize(
+    "limit", [{"MAX_NUMBER_OF_SAMPLES": 50}, {"MAX_CPU_SAMPLES": 50}, {"MAX_NUMBER_OF_FEATURES": 4}], ids=str
+)
+def test_limits_can_be_ignored(classifier, nothing_loads, limit):
+    settings = {"inference_config": limit, "ignore_pretraining_limits": True}
+    fitted = classifier(context_size=60, inner=settings).fit(*_table())
+    assert len(fitted.context_indices_) == 60
 
 
 def test_other_column_names_or_order_are_refused(classifier, nothing_loads):

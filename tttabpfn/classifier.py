@@ -88,7 +88,7 @@ class TTTTabPFNClassifier(ClassifierMixin, BaseEstimator):
     ------
     ValueError
         From `fit`, before any weights load: a parameter out of range, infinite values, one class only, a class with
-        one row, more classes than the base can tell apart, a damaged checkpoint.
+        one row, more classes, features or context rows than the base takes, a damaged checkpoint.
 
     Notes
     -----
@@ -165,7 +165,8 @@ class TTTTabPFNClassifier(ClassifierMixin, BaseEstimator):
             max_classes=declared.get("MAX_NUMBER_OF_CLASSES"),
             adapts=not settings.is_frozen,
         )
-        most_rows = None if wrapped.ignore_pretraining_limits else adapter.max_context_rows(wrapped, declared)
+        validation.check_feature_count(rows.shape[1], adapter.max_features(wrapped, declared))
+        most_rows = adapter.max_context_rows(wrapped, declared)
         size = validation.resolve_context_size(self.context_size, len(rows), len(classes), most_rows)
         if self.context_size is None and size < len(rows):
             warnings.warn(

@@ -279,6 +279,28 @@ def check_class_counts(
         )
 
 
+def check_feature_count(n_features: int, most: int | None) -> None:
+    """Check that the base takes the table's columns.
+
+    Parameters
+    ----------
+    n_features : int
+        Columns of X.
+    most : int or None
+        What the base takes, where known.
+
+    Raises
+    ------
+    ValueError
+        If there are too many.
+    """
+    if most is not None and n_features > most:
+        raise ValueError(
+            f"X has {n_features} features, but the base model takes at most {most}; drop some, or set "
+            "estimator__ignore_pretraining_limits=True."
+        )
+
+
 def resolve_context_size(context_size: Any, n_rows: int, n_classes: int, max_rows: int | None) -> int:
     """Rows kept as context at predict.
 
@@ -289,7 +311,7 @@ def resolve_context_size(context_size: Any, n_rows: int, n_classes: int, max_row
     n_rows, n_classes : int
         Of the demonstrations.
     max_rows : int or None
-        What the base takes, where known; `None` as context size keeps no more than this.
+        What the base takes, where known; `None` as context size keeps no more than this, any other must not.
 
     Returns
     -------
@@ -299,7 +321,7 @@ def resolve_context_size(context_size: Any, n_rows: int, n_classes: int, max_row
     Raises
     ------
     ValueError
-        If there would be fewer context rows than classes.
+        If there would be fewer context rows than classes, or more than the base takes.
     """
     if context_size is None:
         return n_rows if max_rows is None else min(n_rows, max_rows)
@@ -309,4 +331,10 @@ def resolve_context_size(context_size: Any, n_rows: int, n_classes: int, max_row
             f"context_size={context_size!r} keeps {size} of {n_rows} rows, fewer than the {n_classes} classes; "
             "the context needs a row of each."
         )
-    return min(size, n_rows)
+    size = min(size, n_rows)
+    if max_rows is not None and size > max_rows:
+        raise ValueError(
+            f"context_size={context_size!r} keeps {size} of {n_rows} rows, but the base model takes at most {max_rows} "
+            "here; set fewer, None (as many as it takes) or estimator__ignore_pretraining_limits=True."
+        )
+    return size

@@ -21,6 +21,7 @@ from tttabpfn.tabpfn_adapter.wrapped import (
     declared_limits,
     default_estimator,
     max_context_rows,
+    max_features,
     with_settled_seed,
 )
 
@@ -37,6 +38,7 @@ __all__ = [
     "load_base",
     "loaded_base",
     "max_context_rows",
+    "max_features",
     "member_logits",
     "predict_with_embeddings",
     "prepare_demonstrations",

@@ -11,8 +11,9 @@ from safetensors import SafetensorError, safe_open
 from sklearn.base import clone
 from tabpfn import TabPFNClassifier
 from tabpfn.base import ModelSpecs
-from tabpfn.inference_config import cpu_sample_limit
+from tabpfn.inference_config import InferenceConfig, cpu_sample_limit
 from tabpfn.model_loading import resolve_model_path, resolve_model_version
+from tabpfn.settings import settings
 from tabpfn.utils import infer_devices, infer_random_state
 
 from tttabpfn import checkpoints
@@ -41,7 +42,8 @@ def declared_limits(estimator: TabPFNClassifier) -> dict[str, Any]:
     Returns
     -------
     dict
-        Settings by name; empty where they are not known before loading (a `.ckpt`, a model still to be downloaded).
+        Settings by name: the checkpoint's, or those of models in memory, with the user's own over them. A `.ckpt` or a
+        model still to be downloaded tells none before it is loaded.
 
     Raises
     ------
@@ -65,8 +67,21 @@ def declared_limits(estimator: TabPFNClassifier) -> dict[str, Any]:
                 raise ValueError(
                     f"estimator.model_path: {str(path)!r} is not a readable checkpoint: {error}"
                 ) from error
-    declared.update(estimator.inference_config if isinstance(estimator.inference_config, dict) else {})
+    for specs in _models_in_memory(estimator):
+        declared.update(vars(specs.inference_config))
+    declared.update(_own_settings(estimator))
     return declared
+
+
+def _models_in_memory(estimator: TabPFNClassifier) -> list[ModelSpecs]:
+    given = estimator.model_path if isinstance(estimator.model_path, list) else [estimator.model_path]
+    return [specs for specs in given if isinstance(specs, ModelSpecs)]
+
+
+def _own_settings(estimator: TabPFNClassifier) -> dict[str, Any]:
+    """Inference settings that the user gave: some of them by name, or all."""
+    given = estimator.inference_config
+    return vars(given) if isinstance(given, InferenceConfig) else dict(given or {})
 
 
 def checkpoint_paths(estimator: TabPFNClassifier) -> list[Path]:
@@ -83,7 +98,7 @@ def checkpoint_paths(estimator: TabPFNClassifier) -> list[Path]:
         Existing or not.
     """
     given = estimator.model_path
-    if isinstance(given, ModelSpecs) or (isinstance(given, list) and given and isinstance(given[0], ModelSpecs)):
+    if _models_in_memory(estimator):
         return []
     if isinstance(given, str | Path) and str(given) != "auto":
         return [Path(given)]
@@ -118,13 +133,42 @@ def max_context_rows(estimator: TabPFNClassifier, declared: dict[str, Any]) -> i
     int or None
         None where it is not known before the weights load.
     """
-    most = declared.get("MAX_NUMBER_OF_SAMPLES")
-    on_cpu = all(device.type == "cpu" for device in infer_devices(estimator.device))
-    if most is None or not on_cpu or is_bundled(estimator):
-        return most
+    if estimator.ignore_pretraining_limits:
+        return None
+    limits = [declared.get("MAX_NUMBER_OF_SAMPLES")]
+    on_cpu = any(device.type == "cpu" for device in infer_devices(estimator.device))
+    if on_cpu and not is_bundled(estimator) and not settings.tabpfn.allow_cpu_large_dataset:
+        limits += _cpu_limits(estimator, declared)
+    return min((int(limit) for limit in limits if limit is not None), default=None)
+
+
+def _cpu_limits(estimator: TabPFNClassifier, declared: dict[str, Any]) -> list[int | None]:
+    """Rows on a CPU: TabPFN goes by the generation, whatever a checkpoint's header declares."""
     paths = checkpoint_paths(estimator)
-    limits = [cpu_sample_limit(resolve_model_version(path)) for path in paths]
-    return min([int(most), *limits])
+    own = _own_settings(estimator).get("MAX_CPU_SAMPLES")
+    if own is not None or not paths:
+        return [own if own is not None else declared.get("MAX_CPU_SAMPLES")]
+    return [cpu_sample_limit(resolve_model_version(path)) for path in paths]
+
+
+def max_features(estimator: TabPFNClassifier, declared: dict[str, Any]) -> int | None:
+    """Most columns that the wrapped estimator takes without being told to ignore its limits.
+
+    Parameters
+    ----------
+    estimator : TabPFNClassifier
+        Unfitted.
+    declared : dict
+        What `declared_limits` returned.
+
+    Returns
+    -------
+    int or None
+        None where it is not known before the weights load. Dates and texts may become several columns each, which only
+        TabPFN can count.
+    """
+    most = declared.get("MAX_NUMBER_OF_FEATURES")
+    return None if most is None or estimator.ignore_pretraining_limits else int(most)
 
 
 def check_estimator_settings(estimator: TabPFNClassifier) -> None:
