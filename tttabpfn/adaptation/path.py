@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -20,7 +19,9 @@ from tttabpfn.fast_weights.selection import StackLayout, select_names
 
 EPISODE_BRANCH = 1
 _BYTES_PER_ROW_AND_COLUMN = 24_000
-_LEAST_MEMORY = 2 * 1024**3
+_MICRO_BATCH_BYTES = 4 * 1024**3
+_MICRO_BATCH_SHARE = 0.5
+_LEAST_MICRO_BATCH = 32
 
 Stacks = dict[str, Tensor]
 
@@ -291,10 +292,9 @@ class GradientPath:
         return [(step * size + position) % n_members for position in range(size)]
 
     def _affordable(self, n_context: int, n_members: int) -> int:
-        """Query rows per micro-batch that should fit into the memory at hand."""
+        """Query rows per micro-batch within the device's fixed budget: the same bits whatever memory is free."""
         per_row = _BYTES_PER_ROW_AND_COLUMN * self.demonstrations.columns * n_members
-        rows = int(0.5 * _free_memory(self.demonstrations.labels.device)) // per_row
-        return max(rows - n_context, 32)
+        return max(micro_batch_bytes(self.demonstrations.labels.device) // per_row - n_context, _LEAST_MICRO_BATCH)
 
 
 def query_loss(logits: Tensor, labels: Tensor, temperature: float) -> Tensor:
@@ -319,10 +319,21 @@ def query_loss(logits: Tensor, labels: Tensor, temperature: float) -> Tensor:
     return nn.functional.cross_entropy(flat, labels.repeat(n_members))
 
 
-def _free_memory(device: torch.device) -> int:
+def micro_batch_bytes(device: torch.device) -> int:
+    """Memory that a micro-batch of queries, with its context, may take by estimate.
+
+    Parameters
+    ----------
+    device : torch.device
+        Where the networks are.
+
+    Returns
+    -------
+    int
+        Bytes; it depends on what the device is, never on how much of it is free, so that the sums of a gradient are
+        taken in the same order in every run. Where it turns out too much, micro-batches are halved, and the report
+        says so.
+    """
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    try:
-        return max(_LEAST_MEMORY, os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    except (AttributeError, ValueError, OSError):
-        return _LEAST_MEMORY
+        return int(_MICRO_BATCH_SHARE * torch.cuda.get_device_properties(device).total_memory)
+    return _MICRO_BATCH_BYTES
