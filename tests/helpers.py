@@ -12,8 +12,12 @@ import torch
 from sklearn.base import clone
 from tabpfn import TabPFNClassifier
 
-from tttabpfn import TTTTabPFNClassifier
+from tttabpfn import TTTTabPFNClassifier, store
 from tttabpfn import tabpfn_adapter as adapter
+
+ATOL = 5e-6
+"""Probabilities of one row alone against the same row among many, in float32: matrix products are blocked otherwise.
+Seen on the bundled base: 1.4e-6."""
 
 
 def global_state() -> dict[str, Any]:
@@ -56,3 +60,9 @@ def plain_on_context(fitted: TTTTabPFNClassifier, X: Any, y: Any) -> TabPFNClass
     """The wrapped classifier, on its own, fitted on the rows that `fitted` keeps as context."""
     rows = fitted.context_indices_
     return clone(fitted._wrapped_estimator).fit(X.iloc[rows] if hasattr(X, "iloc") else X[rows], np.asarray(y)[rows])
+
+
+def key_of(fitted: TTTTabPFNClassifier) -> str:
+    """The cache key of what the next prediction needs."""
+    base = adapter.load_base(fitted._wrapped_estimator)
+    return store.entry_key(base, fitted._wrapped_estimator, fitted._fit_settings, fitted._data_print)

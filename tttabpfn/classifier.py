@@ -356,14 +356,18 @@ class TTTTabPFNClassifier(ClassifierMixin, BaseEstimator):
             base = adapter.loaded_base(self._wrapped_estimator)
             if base is not None:
                 key = store.entry_key(base, self._wrapped_estimator, self._fit_settings, self._data_print)
-                entry = self._resolved_cache().get(key)
+                entry = self._resolved_cache().peek(key)
                 if entry is not None:
                     state["_packed_fast_weights"] = store.pack(key, entry)
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        state = dict(state)
         packed = state.pop("_packed_fast_weights", None)
         super().__setstate__(state)
+        if "_fit_token" in state:
+            # Another object than the one that was fitted: what that one computed, it finds.
+            self._fit_token = uuid.uuid4().hex
         if packed is not None:
             key, entry = store.unpack(packed)
             cache = self._resolved_cache()

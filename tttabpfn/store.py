@@ -135,7 +135,7 @@ def report_of(entry: CacheEntry, reader: str) -> AdaptationReport:
     entry : CacheEntry
         From the cache.
     reader : str
-        Token of the fit that asks; it met a hit if another one made the entry.
+        Token of the fit, or of the unpickled copy, that asks; it met a hit if another one made the entry.
 
     Returns
     -------

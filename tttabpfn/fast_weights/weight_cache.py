@@ -147,6 +147,27 @@ class FastWeightCache:
         self._count_use(hit=entry is not None)
         return entry
 
+    def peek(self, key: str) -> CacheEntry | None:
+        """Return what `get` would, without a hit or a miss counted.
+
+        Parameters
+        ----------
+        key : str
+            Lower-case hex digits.
+
+        Returns
+        -------
+        CacheEntry or None
+            The entry, whose tensors must not be written to; None if there is none.
+
+        Examples
+        --------
+        >>> cache = FastWeightCache()
+        >>> cache.peek("0a"), cache.info().misses
+        (None, 0)
+        """
+        return self._recall(check_key(key))
+
     def put(self, key: str, entry: CacheEntry) -> None:
         """Keep a copy of an entry, in memory and on disk, in place of any former one.
 
