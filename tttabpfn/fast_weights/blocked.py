@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from tttabpfn.fast_weights import newton_schulz as _newton_schulz
-from tttabpfn.fast_weights import swiglu
+from tttabpfn.fast_weights import onednn, swiglu
 
 __all__ = ["block_tokens", "newton_schulz", "swiglu_apply", "swiglu_gradients"]
 
@@ -70,8 +70,10 @@ def swiglu_apply(w0: Tensor, w1: Tensor, w2: Tensor, x: Tensor, out: Tensor | No
         return torch.cat(parts, dim=1)
     if out is None:
         out = x.new_empty(x.shape[0], length, w1.shape[1])
+    if onednn.usable(w0, x, w1, w2):
+        return onednn.swiglu_apply(w0, w1, w2, x, out)
     group, size = _plan(x.shape[0], length, max(hidden, x.shape[2]), x.device.type)
-    scratch = [x.new_empty(group * size * hidden) for _ in range(2)]
+    scratch = _scratch(2, group * size * hidden, x)
     for low, high in _windows(x.shape[0], group):
         t0, t1, t2 = w0[low:high].mT, w1[low:high].mT, w2[low:high].mT
         for a, b in _windows(length, size):
@@ -90,8 +92,10 @@ def swiglu_gradients(
     if _needs_grad(w0, w1, w2, k, v, lr0, lr1, lr2):
         return _differentiable_gradients(w0, w1, w2, k, v, lr0, lr1, lr2)
     length, hidden = k.shape[1], w0.shape[1]
+    if onednn.usable(w0, k, w1, w2, v):
+        return onednn.swiglu_gradients(w0, w1, w2, k, v, lr0, lr1, lr2)
     group, size = _plan(k.shape[0], length, max(hidden, k.shape[2]), k.device.type)
-    scratch = [k.new_empty(group * size * hidden) for _ in range(5)]
+    scratch = _scratch(5, group * size * hidden, k)
     sums = tuple(torch.empty(w.shape, dtype=_accumulator(w.dtype), device=w.device) for w in (w0, w1, w2))
     for low, high in _windows(k.shape[0], group):
         entries = slice(low, high)
@@ -167,6 +171,11 @@ def _plan(batch: int, length: int, width: int, device: str) -> tuple[int, int]:
 def _windows(length: int, size: int) -> Iterator[tuple[int, int]]:
     for start in range(0, length, size):
         yield start, min(start + size, length)
+
+
+def _scratch(buffers: int, elements: int, like: Tensor) -> tuple[Tensor, ...]:
+    """Buffers out of one allocation: several of them make the C library give memory back and fault it in every call."""
+    return like.new_empty(buffers, elements).unbind()
 
 
 def _view(flat: Tensor, entries: int, tokens: int, width: int) -> Tensor:
