@@ -64,12 +64,20 @@ PARAMETERS = [
     ),
     ({"update_rule": "lion"}, ValueError, "update_rule must be one of 'sgd', 'momentum', 'muon', 'adamw', got 'lion'."),
     ({"update_rule": None}, ValueError, "update_rule must be one of 'sgd', 'momentum', 'muon', 'adamw', got None."),
-    ({"fast_weights": "half"}, ValueError, "fast_weights must be 'all', 'mlp', 'attention', 'last_quarter' or a"),
-    ({"fast_weights": []}, ValueError, "fast_weights must be 'all', 'mlp', 'attention', 'last_quarter' or a"),
+    (
+        {"fast_weights": "half"},
+        ValueError,
+        "fast_weights must be 'in_context', 'all', 'mlp', 'attention', 'last_quarter' or a",
+    ),
+    (
+        {"fast_weights": []},
+        ValueError,
+        "fast_weights must be 'in_context', 'all', 'mlp', 'attention', 'last_quarter' or a",
+    ),
     (
         {"fast_weights": [1]},
         ValueError,
-        "fast_weights must be 'all', 'mlp', 'attention', 'last_quarter' or a",
+        "fast_weights must be 'in_context', 'all', 'mlp', 'attention', 'last_quarter' or a",
     ),
     ({"guard": "yes"}, TypeError, "guard must be True or False, got 'yes'."),
     ({"adaptation": "lora"}, ValueError, "adaptation must be one of 'gradient', 'memory', 'both', got 'lora'."),

@@ -24,6 +24,7 @@ SHAPES = {
 # Seen to fail: with all names for "mlp".
 def test_named_selections():
     assert select_names(SHAPES, "all") == list(SHAPES)
+    assert select_names(SHAPES, "in_context") == list(SHAPES)  # no row stage here
     assert select_names(SHAPES, "mlp") == [name for name in SHAPES if ".mlp." in name]
     assert select_names(SHAPES, "attention") == [name for name in SHAPES if ".attn." in name]
     assert select_names(SHAPES, "last_quarter") == [name for name in SHAPES if name.startswith(("blocks.3", "head"))]
@@ -38,7 +39,7 @@ def test_patterns_keep_the_models_order_and_overlap():
 @pytest.mark.parametrize(
     ("selection", "message"),
     [
-        ("half", "fast_weights must be one of 'all', 'mlp', 'attention', 'last_quarter' or a list of glob patterns"),
+        ("half", "must be one of 'in_context', 'all', 'mlp', 'attention', 'last_quarter' or a list of glob patterns"),
         (["head.*", "tail.*"], "fast_weights pattern 'tail.*' matches no parameter; names look like embed.weight, bl"),
         (["HEAD.*"], "fast_weights pattern 'HEAD.*' matches no parameter"),
     ],

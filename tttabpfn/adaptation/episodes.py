@@ -9,6 +9,9 @@ from numpy.typing import NDArray
 
 Rows = NDArray[np.int64]
 
+FEW_QUERIES = 0.35
+"""Share of the demonstrations outside the context below which the rows of the context are queries too."""
+
 
 def stratified_rows(
     labels: NDArray[np.int64], pool: Rows, size: int, rng: np.random.Generator, *, every_class: bool = True
@@ -75,16 +78,20 @@ class Split:
         Rows that no step before the guard's decision sees.
     guard_context : ndarray of int
         The context that the held-back rows are scored with: the predicting one, less the held-back rows.
+    folds : tuple of ndarray of int
+        Where the context leaves few rows: parts of the pool that are queries by turns, the rest of it their context.
+        Empty where the rows outside the context are the queries.
     """
 
     context: Rows
     pool: Rows
     held_back: Rows
     guard_context: Rows
+    folds: tuple[Rows, ...] = ()
 
 
 def split_demonstrations(
-    labels: NDArray[np.int64], context: Rows, *, share: float, most: int, rng: np.random.Generator
+    labels: NDArray[np.int64], context: Rows, *, share: float, most: int, rng: np.random.Generator, n_folds: int = 4
 ) -> Split:
     """Set held-back rows aside, from outside the context where there are rows outside it.
 
@@ -100,6 +107,8 @@ def split_demonstrations(
         Rows to hold back at most.
     rng : Generator
         Source of randomness.
+    n_folds : int, default=4
+        Parts that are queries by turns where the rows outside the context are fewer than `FEW_QUERIES` of all.
 
     Returns
     -------
@@ -117,13 +126,50 @@ def split_demonstrations(
     if size >= 4:
         held_back = stratified_rows(labels, source, size, rng, every_class=False)
     pool = np.setdiff1d(everything, held_back)
-    return Split(context, pool, held_back, np.setdiff1d(context, held_back))
+    folds: tuple[Rows, ...] = ()
+    if len(outside) < FEW_QUERIES * len(labels):
+        _, first = np.unique(labels[pool], return_index=True)
+        queries = np.setdiff1d(pool, pool[first])
+        parts = stratified_parts(labels[queries], n_folds, rng)
+        folds = tuple(fold for part in range(n_folds) if len(fold := queries[parts == part]))
+    return Split(context, pool, held_back, np.setdiff1d(context, held_back), folds)
+
+
+def stratified_parts(labels: NDArray[np.int64], n_parts: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """Deal rows out to parts, class by class in turn, so that each part has its share of every class.
+
+    Parameters
+    ----------
+    labels : ndarray of shape (N,), int
+        Class codes.
+    n_parts : int
+        Number of parts.
+    rng : Generator
+        Source of randomness.
+
+    Returns
+    -------
+    ndarray of shape (N,), int
+        Each row's part.
+
+    Examples
+    --------
+    >>> parts = stratified_parts(np.array([0] * 6 + [1] * 3), 3, np.random.default_rng(0))
+    >>> np.bincount(parts[:6]).tolist(), np.bincount(parts[6:]).tolist()
+    ([2, 2, 2], [1, 1, 1])
+    """
+    shuffled = rng.permutation(len(labels))
+    by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
+    parts = np.empty(len(labels), dtype=np.int64)
+    parts[by_class] = np.arange(len(labels)) % n_parts
+    return parts
 
 
 def draw_episode(
     labels: NDArray[np.int64],
     split: Split,
     *,
+    step: int,
     chunk_size: int,
     query_share: float,
     resample_context: bool,
@@ -137,12 +183,14 @@ def draw_episode(
         Class codes.
     split : Split
         The rows that may be used.
+    step : int
+        Number of the step, from 0; folds take turns by it.
     chunk_size : int
         Most query rows.
     query_share : float
-        Largest share of the pool that becomes queries where the predicting context leaves too few of them.
+        Where the context is drawn anew: largest share of the pool that becomes queries.
     resample_context : bool
-        Draw the context anew; False takes the predicting one wherever it leaves queries.
+        Draw the context anew. False: the predicting one, or the rows outside of a fold.
     rng : Generator
         Source of randomness.
 
@@ -152,10 +200,15 @@ def draw_episode(
         Disjoint rows of the pool.
     """
     pool = split.pool
-    size = min(len(split.guard_context), len(pool) - min(chunk_size, max(1, round(query_share * len(pool)))))
-    size = max(size, 1)
-    fixed = np.intersect1d(split.guard_context, pool)
-    context = fixed if not resample_context and len(fixed) == size else stratified_rows(labels, pool, size, rng)
+    if resample_context:
+        queries = min(chunk_size, max(1, round(query_share * len(pool))))
+        size = max(1, min(len(split.guard_context), len(pool) - queries))
+        context = stratified_rows(labels, pool, size, rng)
+    elif split.folds:
+        fold = split.folds[step % len(split.folds)]
+        return np.setdiff1d(pool, fold), np.sort(rng.permutation(fold)[:chunk_size])
+    else:
+        context = np.intersect1d(split.guard_context, pool)
     rest = np.setdiff1d(pool, context)
     query = rng.permutation(rest)[:chunk_size]
     return context, np.sort(query)

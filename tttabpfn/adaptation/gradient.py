@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
-from tttabpfn.adaptation.episodes import Rows, Split, seeded
+from tttabpfn.adaptation.episodes import Rows, seeded, split_demonstrations
 from tttabpfn.adaptation.guard import Verdict, judge
 from tttabpfn.adaptation.outcome import Adaptation, Progress
 from tttabpfn.adaptation.path import GradientPath, PathPoint
@@ -18,7 +18,7 @@ from tttabpfn.report import AdaptationReport
 if TYPE_CHECKING:
     from tttabpfn.adaptation.session import Session
 
-ABSORB_BRANCH = 3
+ABSORB_BRANCH, FOLD_BRANCH = 3, 4
 
 
 class GradientAdaptation:
@@ -171,8 +171,9 @@ class GradientAdaptation:
         if settings.guard or settings.step_size is None:
             return Adaptation({}, self._report(accepted=False, reason=why))
         labels, context = self.session.labels, self.session.split.context
-        whole = Split(context, np.arange(len(labels)), np.empty(0, dtype=np.int64), context)
-        path = GradientPath(path.fast, path.demonstrations, labels, whole, settings)
+        whole = split_demonstrations(labels, context, share=0, most=0, rng=seeded(settings.seed, FOLD_BRANCH))
+        known = self.session.known_rows(path.fast.models)
+        path = GradientPath(path.fast, path.demonstrations, labels, whole, settings, known_rows=known)
         end = path.walk(path.start(), settings.n_steps, settings.step_size, observer=self._tell("adapting"))
         report = self._report(
             accepted=True,

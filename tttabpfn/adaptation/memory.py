@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from tttabpfn import tabpfn_adapter as adapter
 from tttabpfn.adaptation.episodes import Rows as RowIndices
-from tttabpfn.adaptation.episodes import Split, seeded
+from tttabpfn.adaptation.episodes import Split, seeded, stratified_parts
 from tttabpfn.adaptation.guard import Verdict, judge, row_losses
 from tttabpfn.adaptation.memory_choice import Choice, MemorySettings, choose, write
 from tttabpfn.adaptation.memory_reader import Memory
@@ -96,6 +96,7 @@ class MemoryWriter:
     ) -> None:
         self.session = session
         self.models = models
+        self.known_rows = session.known_rows(models)
         self.recipe = settings.recipe.memory
         self.refolded = refolded
         self.guard, self.evidence = settings.guard, self.recipe.evidence
@@ -121,7 +122,9 @@ class MemoryWriter:
         crossed = len(np.intersect1d(split.held_back, split.context)) > 0
         if crossed:
             held_back = self._embed(split.guard_context, split.held_back)
-            known = self._embed_crossed(split.guard_context, split.pool)
+            known = _Embedded.joined(
+                [self._embed(np.setdiff1d(split.guard_context, fold), fold) for fold in split.folds]
+            )
             everything = _Embedded.joined([known, held_back])
             folds = np.isin(everything.rows, known.rows)[None]
         else:
@@ -138,8 +141,6 @@ class MemoryWriter:
         memory: Memory | None = None
         losses: tuple[float, ...] = ()
         if verdict.accepted:
-            if crossed:
-                everything = self._embed_crossed(split.context, np.arange(len(self.session.labels)))
             memory, losses = self._write(choice, everything)
         return WrittenMemory(memory, verdict, choice, float(frozen.mean()), len(frozen), losses, tuple(self.notes))
 
@@ -181,24 +182,16 @@ class MemoryWriter:
         """Which rows each fold writes."""
         if not self.refolded or len(rows) > self.recipe.most_folded:
             return ~np.isin(rows, split.held_back)[None]
-        parts = self._parts(rows, self.recipe.folds, FOLD_BRANCH)
-        return np.stack([parts != part for part in range(self.recipe.folds)])
-
-    def _parts(self, rows: RowIndices, n_parts: int, branch: int) -> NDArray[np.int64]:
-        """Part of each row, class by class in turn, so that each part has its share of every class."""
         labels = self.session.labels[rows]
-        shuffled = seeded(self.seed, branch).permutation(len(rows))
-        by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
-        parts = np.empty(len(rows), dtype=np.int64)
-        parts[by_class] = np.arange(len(rows)) % n_parts
-        return parts
+        parts = stratified_parts(labels, self.recipe.folds, seeded(self.seed, FOLD_BRANCH))
+        return np.stack([parts != part for part in range(self.recipe.folds)])
 
     def _embed_crossed(self, context: RowIndices, rows: RowIndices) -> _Embedded:
         """Embed rows in parts, each given the context's other rows; one row of every class only serves as context."""
         _, first = np.unique(self.session.labels[context], return_index=True)
         rows = np.setdiff1d(rows, context[first])
         n_parts = min(self.recipe.parts, len(rows))
-        parts = self._parts(rows, n_parts, PART_BRANCH)
+        parts = stratified_parts(self.session.labels[rows], n_parts, seeded(self.seed, PART_BRANCH))
         return _Embedded.joined(
             [self._embed(np.setdiff1d(context, rows[parts == part]), rows[parts == part]) for part in range(n_parts)]
         )
@@ -213,7 +206,12 @@ class MemoryWriter:
             chunk = rows[position : position + size]
             try:
                 logits, embeddings = adapter.member_logits(
-                    self.models, demonstrations, given, torch.as_tensor(chunk, device=device), embeddings=True
+                    self.models,
+                    demonstrations,
+                    given,
+                    torch.as_tensor(chunk, device=device),
+                    embeddings=True,
+                    known_rows=self.known_rows,
                 )
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error) or len(chunk) == 1:

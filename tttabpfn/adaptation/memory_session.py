@@ -33,7 +33,7 @@ def memory_alone(session: Session, settings: Settings) -> Adaptation:
     Adaptation
         The memory, if it was accepted; its report lacks the seconds.
     """
-    written = MemoryWriter(session, session.base.models, settings).run()
+    written = MemoryWriter(session, session.frozen, settings).run()
     tensors = {} if written.memory is None else written.memory.tensors()
     report = AdaptationReport(
         adaptation="memory",

@@ -137,6 +137,8 @@ class GradientPath:
         Number of steps, chunk size, update rule and recipe.
     first : FirstGradient, optional
         Shared with other paths that start with the same episode.
+    known_rows : RowEmbeddings, optional
+        Where row embeddings are kept that the fast weights leave as they are.
     """
 
     def __init__(
@@ -147,6 +149,7 @@ class GradientPath:
         split: Split,
         settings: Settings,
         first: FirstGradient | None = None,
+        known_rows: adapter.RowEmbeddings | None = None,
     ) -> None:
         self.fast = fast
         self.demonstrations = demonstrations
@@ -155,6 +158,7 @@ class GradientPath:
         self.settings = settings
         self.micro_batch = settings.chunk_size
         self._first = FirstGradient() if first is None else first
+        self._known_rows = known_rows
 
     def start(self) -> PathPoint:
         """The frozen weights, before any update."""
@@ -255,6 +259,7 @@ class GradientPath:
         return draw_episode(
             self.labels,
             self.split,
+            step=step,
             chunk_size=self.settings.chunk_size,
             query_share=recipe.query_share,
             resample_context=recipe.resample_context,
@@ -273,7 +278,9 @@ class GradientPath:
 
         def gradient_of_slice(start: int, end: int) -> dict[str, Tensor]:
             part = queries[start:end]
-            logits = adapter.member_logits(self.fast.models, self.demonstrations, rows, part, members)
+            logits = adapter.member_logits(
+                self.fast.models, self.demonstrations, rows, part, members, known_rows=self._known_rows
+            )
             assert isinstance(logits, Tensor)
             loss = query_loss(logits, self.demonstrations.labels[part], self.demonstrations.temperature)
             loss = loss * (len(part) / len(queries))

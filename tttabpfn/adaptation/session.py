@@ -73,6 +73,9 @@ class Session:
             estimator, self.base, take(X, context), take(y, context), fit_mode="fit_preprocessors"
         )
         self.demonstrations = adapter.prepare_demonstrations(self.inner, self.base, X, labels)
+        self.row_embeddings = adapter.keep_row_embeddings(self.base.models, self.demonstrations)
+        # Copies: a network that starts from kept row embeddings has its row stage replaced meanwhile.
+        self.frozen = predicting_models(self.base, {})
         self.lock = threading.RLock()
         self._frozen_losses: dict[tuple[int, ...] | None, NDArray[np.float64]] = {}
         self._first_gradients: dict[Settings, FirstGradient] = {}
@@ -112,22 +115,30 @@ class Session:
 
     @property
     def nbytes(self) -> int:
-        """Size of the prepared demonstrations, and of first gradients as large as the networks, in bytes."""
+        """Size of demonstrations, row embeddings and first gradients (one at least), in bytes."""
         first = sum(gradient.nbytes for gradient in self._first_gradients.values())
-        return self.demonstrations.nbytes + (first or sum(model_bytes(model) for model in self.base.models))
+        kept = 0 if self.row_embeddings is None else self.row_embeddings.nbytes
+        return self.demonstrations.nbytes + kept + (first or sum(model_bytes(model) for model in self.base.models))
 
     def path(self, settings: Settings) -> GradientPath:
         """A gradient path from the frozen weights; its first gradient serves every step size and number of steps."""
         key = replace(settings, step_size=None, n_steps=1, guard=True)
         first = self._first_gradients.setdefault(key, FirstGradient())
         fast = FastModel(self.base.models, settings.fast_weights)
-        return GradientPath(fast, self.demonstrations, self.labels, self.split, settings, first)
+        return GradientPath(
+            fast, self.demonstrations, self.labels, self.split, settings, first, self.known_rows(fast.models)
+        )
+
+    def known_rows(self, models: Sequence[nn.Module]) -> adapter.RowEmbeddings | None:
+        """Kept row embeddings, if they are what these networks (private copies) would embed."""
+        kept = self.row_embeddings
+        return kept if kept is not None and kept.serve(models) else None
 
     def frozen_losses(self, members: Sequence[int] | None = None) -> NDArray[np.float64]:
         """Log loss of each held-back row under the frozen model; computed once per set of members."""
         key = None if members is None else tuple(members)
         if key not in self._frozen_losses:
-            self._frozen_losses[key] = self.held_back_losses(self.base.models, members)
+            self._frozen_losses[key] = self.held_back_losses(self.frozen, members)
         return self._frozen_losses[key]
 
     def held_back_losses(
@@ -143,6 +154,7 @@ class Session:
                 torch.as_tensor(self.split.guard_context, device=device),
                 torch.as_tensor(held_back, device=device),
                 members,
+                known_rows=self.known_rows(models),
             )
             assert isinstance(logits, Tensor)
             probabilities = self.inner.logits_to_probabilities(logits).cpu().numpy()

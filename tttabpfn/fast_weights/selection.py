@@ -10,11 +10,12 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor
 
-NAMED_SELECTIONS = ("all", "mlp", "attention", "last_quarter")
+NAMED_SELECTIONS = ("in_context", "all", "mlp", "attention", "last_quarter")
 
 _BLOCK_INDEX = re.compile(r"^(?P<stack>.*?(?:blocks|layers))\.(?P<index>\d+)\.")
 _MLP = re.compile(r"(^|\.)(mlp|linear1|linear2|feed_?forward|ffn?)(\.|$)")
 _ATTENTION = re.compile(r"(^|[._])(attn|attention)")
+_IN_CONTEXT = re.compile(r"^(icl_|output_|many_class_decoder|heads\.)")
 
 
 def select_names(shapes: Mapping[str, Sequence[int]], selection: str | Sequence[str]) -> list[str]:
@@ -24,9 +25,10 @@ def select_names(shapes: Mapping[str, Sequence[int]], selection: str | Sequence[
     ----------
     shapes : mapping of str to sequence of int
         Every parameter's name and shape, in the model's order.
-    selection : {"all", "mlp", "attention", "last_quarter"} or sequence of str
-        ``"mlp"``: the feed-forward matrices. ``"attention"``: the attention projections.
-        ``"last_quarter"``: everything in the last quarter of the deepest block stack, and what follows it.
+    selection : {"in_context", "all", "mlp", "attention", "last_quarter"} or sequence of str
+        ``"in_context"``: the stage that compares rows, behind the one that embeds each row (v3 and later); everything
+        where a network has no such stage. ``"mlp"``: the feed-forward matrices. ``"attention"``: the attention
+        projections. ``"last_quarter"``: everything in the last quarter of the deepest block stack, and what follows it.
         A sequence of str: glob patterns on parameter names (`fnmatch` rules, case-sensitive).
 
     Returns
@@ -65,6 +67,8 @@ def select_names(shapes: Mapping[str, Sequence[int]], selection: str | Sequence[
 
 
 def _pick_named(names: list[str], selection: str) -> list[str]:
+    if selection == "in_context":
+        return in_context_names(names) or names
     if selection == "all":
         return names
     if selection == "mlp":
@@ -72,6 +76,32 @@ def _pick_named(names: list[str], selection: str) -> list[str]:
     if selection == "attention":
         return [name for name in names if _ATTENTION.search(name) and not _MLP.search(name.replace("_mlp.", "."))]
     return _last_quarter(names)
+
+
+def in_context_names(names: Iterable[str]) -> list[str]:
+    """Parameters of the in-context stage of a network that embeds each row first; none of any other network's.
+
+    Parameters
+    ----------
+    names : iterable of str
+        Parameter names.
+
+    Returns
+    -------
+    list of str
+        In the given order.
+
+    Examples
+    --------
+    >>> in_context_names(["x_embed.weight", "icl_blocks.0.mlp.0.weight", "output_norm.weight"])
+    ['icl_blocks.0.mlp.0.weight', 'output_norm.weight']
+    >>> in_context_names(["transformer.blocks.0.mlp.weight", "output_projection.weight"])
+    []
+    """
+    names = list(names)
+    if not any(name.startswith("icl_") for name in names):
+        return []
+    return [name for name in names if _IN_CONTEXT.match(name)]
 
 
 def _last_quarter(names: list[str]) -> list[str]:

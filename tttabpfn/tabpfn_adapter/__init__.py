@@ -12,9 +12,15 @@ from tttabpfn.tabpfn_adapter.base import (
     loaded_base,
     private_copies,
 )
-from tttabpfn.tabpfn_adapter.demonstrations import Demonstrations, member_logits, prepare_demonstrations
+from tttabpfn.tabpfn_adapter.demonstrations import (
+    Demonstrations,
+    keep_row_embeddings,
+    member_logits,
+    prepare_demonstrations,
+)
 from tttabpfn.tabpfn_adapter.predictions import predict_with_embeddings, probabilities
 from tttabpfn.tabpfn_adapter.refitted import can_be_refitted, refit_with_cache
+from tttabpfn.tabpfn_adapter.row_embeddings import RowEmbeddings
 from tttabpfn.tabpfn_adapter.wrapped import (
     check_estimator_settings,
     checkpoint_paths,
@@ -28,6 +34,7 @@ from tttabpfn.tabpfn_adapter.wrapped import (
 __all__ = [
     "Base",
     "Demonstrations",
+    "RowEmbeddings",
     "adaptable_shapes",
     "can_be_refitted",
     "check_estimator_settings",
@@ -35,6 +42,7 @@ __all__ = [
     "declared_limits",
     "default_estimator",
     "fit_tabpfn",
+    "keep_row_embeddings",
     "load_base",
     "loaded_base",
     "max_context_rows",

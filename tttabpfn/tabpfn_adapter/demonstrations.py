@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,11 @@ from tabpfn.preprocessing.datamodel import FeatureModality
 from tabpfn.validation import check_input_shape_matches, ensure_compatible_predict_input_sklearn
 from torch import Tensor, nn
 
-from tttabpfn.tabpfn_adapter.base import Base
+from tttabpfn.tabpfn_adapter.base import Base, private_copies
+from tttabpfn.tabpfn_adapter.row_embeddings import RowEmbeddings, given_rows, has_row_stage, multiclass
+
+CPU_CELLS_PER_PASS = 65_536
+"""Cells of members that share a forward pass on a CPU; beyond that they fall out of its caches."""
 
 
 @dataclass(frozen=True)
@@ -131,6 +136,7 @@ def member_logits(
     members: Sequence[int] | None = None,
     *,
     embeddings: bool = False,
+    known_rows: RowEmbeddings | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Logits of query rows given context rows.
 
@@ -146,6 +152,8 @@ def member_logits(
         Ensemble members to run, by default all.
     embeddings : bool, default=False
         Also return the query rows' embeddings, of shape (M, Q, E).
+    known_rows : RowEmbeddings, optional
+        Where row embeddings are kept; the networks must then be private copies whose row stage is the base's.
 
     Returns
     -------
@@ -156,24 +164,19 @@ def member_logits(
     logits: dict[int, Tensor] = {}
     embedded: dict[int, Tensor] = {}
     rows = torch.cat([context, query])
-    for group in _groups(models, demonstrations, chosen):
-        prepared = [_member_input(demonstrations.members[m], rows, len(context)) for m in group]
-        if len({tuple(x.shape) for x, _ in prepared}) > 1:
-            batches = [([m], [item]) for m, item in zip(group, prepared, strict=True)]
-        else:
-            batches = [(group, prepared)]
-        for positions, items in batches:
+    for group in _groups(models, demonstrations, chosen, len(rows)):
+        for positions, x, categorical, given in _batches(demonstrations, group, rows, len(context), known_rows):
             model = models[demonstrations.members[positions[0]].model_index]
-            x = torch.cat([x for x, _ in items], dim=1)
             y = torch.stack([demonstrations.members[m].labels[context] for m in positions], dim=1)
-            output = model(
-                x,
-                y if len(positions) > 1 else y[:, 0],
-                only_return_standard_out=not embeddings,
-                categorical_inds=[categorical for _, categorical in items],
-                performance_options=_gradient_options(model),
-                **({"task_type": "multiclass"} if _takes_task_type(model) else {}),
-            )
+            with nullcontext() if given is None else given_rows(model, given):
+                output = model(
+                    x,
+                    y if len(positions) > 1 else y[:, 0],
+                    only_return_standard_out=not embeddings,
+                    categorical_inds=categorical,
+                    performance_options=_gradient_options(model),
+                    **multiclass(model),
+                )
             standard = output["standard"] if embeddings else output
             for position, m in enumerate(positions):
                 logits[m] = standard[:, position].float()[:, demonstrations.members[m].class_order]
@@ -185,7 +188,33 @@ def member_logits(
     return stacked
 
 
-def _groups(models: Sequence[Any], demonstrations: Demonstrations, chosen: list[int]) -> list[list[int]]:
+def keep_row_embeddings(models: Sequence[nn.Module], demonstrations: Demonstrations) -> RowEmbeddings | None:
+    """Make a place for the row embeddings of demonstrations.
+
+    Parameters
+    ----------
+    models : sequence of Module
+        The base's networks.
+    demonstrations : Demonstrations
+        Rows of all members.
+
+    Returns
+    -------
+    RowEmbeddings or None
+        Empty; None if the networks have no separate row stage.
+    """
+    if not all(has_row_stage(model) for model in models):
+        return None
+
+    def prepare(member: int, rows: Tensor, n_context: int) -> tuple[Tensor, Tensor, int]:
+        own = demonstrations.members[member]
+        return _member_input(own, rows, n_context)[0], own.labels[rows], own.model_index
+
+    frozen = private_copies(models, [{}] * len(models), trainable=False)
+    return RowEmbeddings(frozen, len(demonstrations.labels), prepare)
+
+
+def _groups(models: Sequence[Any], demonstrations: Demonstrations, chosen: list[int], n_rows: int) -> list[list[int]]:
     """Members that may share a forward pass: same network, same shape, on a network that batches members."""
     groups: dict[tuple[Any, ...], list[int]] = {}
     for m in chosen:
@@ -193,7 +222,28 @@ def _groups(models: Sequence[Any], demonstrations: Demonstrations, chosen: list[
         batches = models[member.model_index].estimator_batch_budget.rows > 0
         key = (member.model_index, tuple(member.rows.shape)) if batches else ("alone", m)
         groups.setdefault(key, []).append(m)
-    return list(groups.values())
+    if demonstrations.labels.device.type != "cpu":
+        return list(groups.values())
+    size = max(1, CPU_CELLS_PER_PASS // (n_rows * max(1, demonstrations.columns)))
+    return [group[start : start + size] for group in groups.values() for start in range(0, len(group), size)]
+
+
+_Batch = tuple[list[int], Tensor, list[list[int]], Tensor | None]
+
+
+def _batches(
+    demonstrations: Demonstrations, group: list[int], rows: Tensor, n_context: int, known_rows: RowEmbeddings | None
+) -> Iterator[_Batch]:
+    """Members, inputs (R, B, C), categorical columns and known row embeddings of each forward pass of a group."""
+    if known_rows is not None:
+        given = torch.cat([known_rows.of(m, rows[:n_context], rows[n_context:]) for m in group])
+        yield group, given.new_zeros(len(rows), len(group), 1), [[] for _ in group], given
+        return
+    prepared = [_member_input(demonstrations.members[m], rows, n_context) for m in group]
+    alike = len({tuple(x.shape) for x, _ in prepared}) == 1
+    for part in [range(len(group))] if alike else [[position] for position in range(len(group))]:
+        x = torch.cat([prepared[position][0] for position in part], dim=1)
+        yield [group[position] for position in part], x, [prepared[position][1] for position in part], None
 
 
 def _member_input(member: _Member, rows: Tensor, n_context: int) -> tuple[Tensor, list[int]]:
@@ -208,7 +258,3 @@ def _member_input(member: _Member, rows: Tensor, n_context: int) -> tuple[Tensor
 def _gradient_options(model: Any) -> Any:
     """The whole table in one pass: chunked inference would only add overhead at TTT's sizes."""
     return dataclasses.replace(model.get_default_performance_options(), use_chunkwise_inference=False)
-
-
-def _takes_task_type(model: Any) -> bool:
-    return "task_type" in model.forward.__code__.co_varnames

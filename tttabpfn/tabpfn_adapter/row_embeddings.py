@@ -1,0 +1,178 @@
+"""Row embeddings, kept: the part of a network that in-context fast weights cannot change runs once per context."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tttabpfn.fast_weights.selection import in_context_names
+from tttabpfn.tabpfn_adapter.base import adaptable_shapes
+
+_STAGE = "_stages_0_to_2"
+"""The method of v3 and v3.5 that turns cells into row embeddings."""
+MOST_ROWS = 4096
+"""Rows outside a context above which they are embedded when asked for, and not kept."""
+MOST_BYTES = 512 * 1024**2
+
+
+class _RowsAreKnown(Exception):
+    """Ends a forward pass behind the row embeddings."""
+
+
+@dataclass(frozen=True)
+class _Embedded:
+    """One member's rows given one context: `rows[position[row]]` is the embedding of demonstration `row`."""
+
+    rows: Tensor
+    position: Tensor
+
+    @property
+    def nbytes(self) -> int:
+        return self.rows.numel() * self.rows.element_size() + self.position.numel() * self.position.element_size()
+
+
+class RowEmbeddings:
+    """Embeddings of demonstrations by ensemble member and context, least recently used out first.
+
+    Parameters
+    ----------
+    models : sequence of Module
+        Private copies of a base's networks with the base's own weights; their forward passes are cut short here.
+    n_rows : int
+        Number of demonstrations.
+    prepare : callable
+        ``prepare(member, rows, n_context)`` returns a member's network inputs (R, 1, C) and labels (R,) for rows that
+        begin with the context.
+    most_bytes : int
+        Size of all kept embeddings.
+    """
+
+    def __init__(
+        self,
+        models: Sequence[nn.Module],
+        n_rows: int,
+        prepare: Callable[[int, Tensor, int], tuple[Tensor, Tensor, int]],
+        most_bytes: int = MOST_BYTES,
+    ) -> None:
+        self._models = models
+        self._n_rows = n_rows
+        self._prepare = prepare
+        self._most_bytes = most_bytes
+        self._kept: OrderedDict[tuple[int, bytes], _Embedded] = OrderedDict()
+
+    def serve(self, models: Iterable[nn.Module]) -> bool:
+        """Whether networks have the very row stage that embedded: its tensors are theirs.
+
+        Parameters
+        ----------
+        models : iterable of Module
+            Private copies of the same base's networks.
+
+        Returns
+        -------
+        bool
+        """
+        return all(_row_stage(model) == _row_stage(own) for model, own in zip(models, self._models, strict=True))
+
+    @property
+    def nbytes(self) -> int:
+        """Size of what is kept, in bytes."""
+        return sum(embedded.nbytes for embedded in self._kept.values())
+
+    def of(self, member: int, context: Tensor, query: Tensor) -> Tensor:
+        """Embeddings of context and query rows, given the context.
+
+        Parameters
+        ----------
+        member : int
+            Ensemble member.
+        context, query : Tensor of shape (n,), (Q,), int64
+            Demonstrations.
+
+        Returns
+        -------
+        Tensor of shape (1, n + Q, C, E)
+            A fresh tensor, which the network may write to.
+        """
+        if self._n_rows - len(context) > MOST_ROWS:
+            return self._embed(member, torch.cat([context, query]), len(context))
+        key = member, hashlib.blake2b(context.cpu().numpy().tobytes(), digest_size=16).digest()
+        if key not in self._kept:
+            self._kept[key] = self._embed_all(member, context)
+            while len(self._kept) > 1 and self.nbytes > self._most_bytes:
+                self._kept.popitem(last=False)
+        self._kept.move_to_end(key)
+        embedded = self._kept[key]
+        return embedded.rows[:, embedded.position[torch.cat([context, query])]]
+
+    def _embed_all(self, member: int, context: Tensor) -> _Embedded:
+        """Every demonstration at once, so that a row's bits do not depend on which were asked for first."""
+        outside = torch.ones(self._n_rows, dtype=torch.bool, device=context.device)
+        outside[context] = False
+        rows = torch.cat([context, torch.nonzero(outside).flatten()])
+        position = torch.empty_like(rows)
+        position[rows] = torch.arange(len(rows), device=rows.device)
+        return _Embedded(self._embed(member, rows, len(context)), position)
+
+    @torch.no_grad()
+    def _embed(self, member: int, rows: Tensor, n_context: int) -> Tensor:
+        x, labels, model_index = self._prepare(member, rows, n_context)
+        model: Any = self._models[model_index]
+        found: list[Tensor] = []
+        original = getattr(model, _STAGE)
+
+        def record(*args: Any, **kwargs: Any) -> None:
+            found.append(original(*args, **kwargs)[0])
+            raise _RowsAreKnown
+
+        with _replaced(model, record), suppress(_RowsAreKnown):
+            model(x, labels[:n_context], only_return_standard_out=True, **multiclass(model))
+        return found[0]
+
+
+def has_row_stage(model: nn.Module) -> bool:
+    """Whether a network embeds each row before it compares rows, in a way known here."""
+    return hasattr(model, _STAGE) and bool(in_context_names(adaptable_shapes(model)))
+
+
+def _row_stage(model: nn.Module) -> list[tuple[str, int]]:
+    """Names and addresses of the parameters that rows are embedded with."""
+    own = dict(model.named_parameters())
+    behind = set(in_context_names(own))
+    return [(name, parameter.data_ptr()) for name, parameter in own.items() if name not in behind]
+
+
+@contextmanager
+def given_rows(model: nn.Module, embeddings: Tensor) -> Iterator[None]:
+    """Let a private network start from row embeddings.
+
+    Parameters
+    ----------
+    model : Module
+        A private copy: its row stage is replaced meanwhile.
+    embeddings : Tensor of shape (B, R, C, E)
+        What its row stage would return; the network writes to it.
+    """
+    with _replaced(model, lambda *args, **kwargs: (embeddings, None, {})):
+        yield
+
+
+def multiclass(model: Any) -> dict[str, str]:
+    """The argument by which a network that also does regression is told to classify."""
+    return {"task_type": "multiclass"} if "task_type" in model.forward.__code__.co_varnames else {}
+
+
+@contextmanager
+def _replaced(model: nn.Module, stage: Callable[..., Any]) -> Iterator[None]:
+    setattr(model, _STAGE, stage)
+    try:
+        yield
+    finally:
+        delattr(model, _STAGE)
