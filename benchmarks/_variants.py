@@ -141,7 +141,9 @@ def _adaptations() -> list[Variant]:
 BUILDERS = {
     "rule": _rules,
     "one_step": _one_step,
-    "weights": lambda: _each("weights", "settings", {"fast_weights": ["all", "mlp", "attention", "last_quarter"]}),
+    "weights": lambda: _each(
+        "weights", "settings", {"fast_weights": ["in_context", "all", "mlp", "attention", "last_quarter"]}
+    ),
     "steps": lambda: _each("steps", "settings", {"n_steps": [10, 20, 40, 80, 120]}),
     "chunk": lambda: _each("chunk", "settings", {"chunk_size": [32, 64, 128, 256, 512]}),
     "context": lambda: _each(

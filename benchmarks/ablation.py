@@ -24,7 +24,7 @@ from _variants import BUILDERS, Variant, variants
 from base_quality import score
 
 from tttabpfn.adaptation import Session
-from tttabpfn.adaptation.episodes import Split
+from tttabpfn.adaptation.episodes import Split, query_folds, seeded
 
 MARKS = (1, 3, 6, 10, 15, 20, 30, 40, 60, 80, 120)
 
@@ -52,7 +52,8 @@ class Bench:
         y = np.concatenate([data.y_train, data.y_test])
         session = Session(self.estimator, X, y, y, self.context, take=take, seed=data.seed, share=0.25, most=500)
         train, test = np.arange(len(data.y_train)), np.arange(len(data.y_train), len(y))
-        session.split = Split(self.context, train, test, self.context)
+        folds = query_folds(y, train, 4, seeded(data.seed)) if len(self.context) == len(train) else ()
+        session.split = Split(self.context, train, test, self.context, folds)
         return session
 
     def along(self, variant: Variant) -> dict[str, Any]:

@@ -39,7 +39,7 @@ def test_patterns_keep_the_models_order_and_overlap():
 @pytest.mark.parametrize(
     ("selection", "message"),
     [
-        ("half", "must be one of 'in_context', 'all', 'mlp', 'attention', 'last_quarter' or a list of glob patterns"),
+        ("half", "fast_weights must be one of 'in_context', 'all', 'mlp', 'attention', 'last_quarter' or a list"),
         (["head.*", "tail.*"], "fast_weights pattern 'tail.*' matches no parameter; names look like embed.weight, bl"),
         (["HEAD.*"], "fast_weights pattern 'HEAD.*' matches no parameter"),
     ],

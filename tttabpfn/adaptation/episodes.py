@@ -126,13 +126,34 @@ def split_demonstrations(
     if size >= 4:
         held_back = stratified_rows(labels, source, size, rng, every_class=False)
     pool = np.setdiff1d(everything, held_back)
-    folds: tuple[Rows, ...] = ()
-    if len(outside) < FEW_QUERIES * len(labels):
-        _, first = np.unique(labels[pool], return_index=True)
-        queries = np.setdiff1d(pool, pool[first])
-        parts = stratified_parts(labels[queries], n_folds, rng)
-        folds = tuple(fold for part in range(n_folds) if len(fold := queries[parts == part]))
+    few = len(outside) < FEW_QUERIES * len(labels)
+    folds = query_folds(labels, pool, n_folds, rng) if few else ()
     return Split(context, pool, held_back, np.setdiff1d(context, held_back), folds)
+
+
+def query_folds(labels: NDArray[np.int64], pool: Rows, n_folds: int, rng: np.random.Generator) -> tuple[Rows, ...]:
+    """Parts of the pool that are queries by turns; one row of each class is in none of them.
+
+    Parameters
+    ----------
+    labels : ndarray of shape (N,), int
+        Class codes.
+    pool : ndarray of shape (P,), int
+        Rows that may be used.
+    n_folds : int
+        Parts at most.
+    rng : Generator
+        Source of randomness.
+
+    Returns
+    -------
+    tuple of ndarray of int
+        None of them empty.
+    """
+    _, first = np.unique(labels[pool], return_index=True)
+    queries = np.setdiff1d(pool, pool[first])
+    parts = stratified_parts(labels[queries], n_folds, rng)
+    return tuple(fold for part in range(n_folds) if len(fold := queries[parts == part]))
 
 
 def stratified_parts(labels: NDArray[np.int64], n_parts: int, rng: np.random.Generator) -> NDArray[np.int64]:
