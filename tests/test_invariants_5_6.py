@@ -1,6 +1,7 @@
 """Invariants 5 and 6: the guard scores what predicts and says why, and a seed means the same bits."""
 
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -28,6 +29,28 @@ def test_5_the_guard_scores_the_configuration_that_predicts(classifier, table):
     probabilities = plain.predict_proba(X[held_back])
     loss = -np.log(probabilities[np.arange(len(held_back)), y[held_back]]).mean()
     assert report.loss_frozen == pytest.approx(loss, abs=1e-5)
+
+
+# 5. Seen to fail: with "auto" left as it is on other devices than a CPU.
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("fit_mode", ["fit_preprocessors", "fit_with_cache"])
+def test_5_what_scores_and_what_predicts_run_in_float32_unless_told(tiny_tabpfn, table, device, fit_mode):
+    for given, dtype in (("auto", torch.float32), (torch.float64, torch.float64)):
+        wrapped = tiny_tabpfn(inference_precision=given)
+        base = replace(adapter.load_base(wrapped), device=torch.device(device))
+        inner = adapter.fit_tabpfn(wrapped, base, table[0], table[1], fit_mode=fit_mode)
+        assert (inner.use_autocast_, inner.forced_inference_dtype_) == (False, dtype)
+
+
+# 5. Seen to fail: with `fit_mode=None` for the session's classifier.
+def test_5_the_guard_and_the_predictor_share_one_precision(classifier, table):
+    for settings in ({}, {"guard": True, "step_size": 5.0}):
+        fitted = classifier(**settings).fit(table[0], table[1]).adapt()
+        scorer, predictor = fitted._session().inner, fitted._predictor()
+        for name in ("use_autocast_", "forced_inference_dtype_"):
+            assert getattr(scorer, name) == getattr(predictor, name)
+        rows = fitted._session().demonstrations.members[0].rows
+        assert {parameter.dtype for parameter in predictor.models_[0].parameters()} == {rows.dtype}
 
 
 # 5. Seen to fail: with every refusal of `judge` turned into an acceptance.

@@ -216,7 +216,8 @@ def fit_tabpfn(
     models : sequence of Module, optional
         Networks to predict with, by default the base's own.
     fit_mode : str, optional
-        By default the estimator's. ``"fit_with_cache"`` keeps the context's keys and values in full precision.
+        By default the estimator's. Any given one turns ``inference_precision="auto"`` into float32, on every device,
+        and ``"fit_with_cache"`` keeps the context's keys and values as computed.
 
     Returns
     -------
@@ -232,9 +233,9 @@ def fit_tabpfn(
         inner.fit_mode = fit_mode
         if fit_mode == "fit_with_cache":
             inner.kv_cache_precision = cached_kv_precision(inner)
-        if inner.inference_precision == "auto" and base.device.type == "cpu":
-            # What "auto" means on a CPU, bfloat16 autocast, is no faster here, loses three digits, and differs from
-            # the precision in which the guard compares.
+        if inner.inference_precision == "auto":
+            # What "auto" means, autocast to half precision, loses three digits and differs from the precision in which
+            # the steps are taken and the guard compares. On a CPU it is no faster here.
             inner.inference_precision = torch.float32
     return inner.fit(X, y)
 
