@@ -1,7 +1,10 @@
 """What is installed is whole: data files, types, entry points, and README's examples."""
 
 import re
+import shutil
+import subprocess
 import sys
+import zipfile
 from fnmatch import fnmatch
 from importlib.metadata import entry_points, requires, version
 from pathlib import Path
@@ -28,6 +31,27 @@ def test_every_data_file_of_the_package_is_installed_with_it():
     data = [name for name in files if not name.endswith((".py", ".pyc"))]
     assert {"py.typed", "checkpoints/tttabpfn-base-v1.safetensors"} <= set(data)
     assert [name for name in data if not any(fnmatch(name, pattern) for pattern in patterns)] == []
+
+
+# Seen to fail: with "checkpoints/*.md" taken out of package-data, and with `include` taken out of packages.find.
+def test_the_wheel_holds_the_package_whole_and_nothing_else(tmp_path):
+    leave_out = shutil.ignore_patterns(".*", "build", "*.egg-info", "__pycache__", "runs", "data")
+    shutil.copytree(ROOT, tmp_path / "source", ignore=leave_out)
+    build = "import sys; from setuptools import build_meta; build_meta.build_wheel(sys.argv[1])"
+    subprocess.run(
+        [sys.executable, "-c", build, str(tmp_path)], cwd=tmp_path / "source", check=True, capture_output=True
+    )
+    (wheel,) = tmp_path.glob("tttabpfn-*-py3-none-any.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = {name for name in archive.namelist() if ".dist-info/" not in name}
+        metadata = {name.partition(".dist-info/")[2] for name in archive.namelist() if ".dist-info/" in name}
+    source = ROOT / "tttabpfn"
+    files = (path for path in source.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    assert names == {path.relative_to(ROOT).as_posix() for path in files}
+    checkpoints = {"tttabpfn/checkpoints/tttabpfn-base-v1.safetensors", "tttabpfn/checkpoints/MODEL_CARD.md"}
+    assert checkpoints | {"tttabpfn/py.typed"} <= names
+    assert any(name.startswith("tttabpfn/pretraining/configs/") for name in names)
+    assert {"METADATA", "entry_points.txt", "licenses/LICENSE"} <= metadata
 
 
 def test_the_installed_package_has_its_checkpoint_and_types():
