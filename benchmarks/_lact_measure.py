@@ -26,6 +26,13 @@ class Peak:
     def __call__(self) -> None:
         torch.mm(self._a, self._b, out=self._out)
 
+    def onednn(self) -> dict[str, Callable[[], Any]]:
+        """The same product through oneDNN, which PyTorch itself does not use for it; empty where there is none."""
+        if self._a.device.type != "cpu" or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+            return {}
+        product = torch.ops.mkldnn._linear_pointwise
+        return {"matmul, oneDNN": lambda: product(self._a, self._b, None, "none", [], "")}
+
 
 class Times(NamedTuple):
     """Wall-clock seconds, and processor seconds of the whole process."""
@@ -49,7 +56,7 @@ def in_turns(
     contenders: dict[str, Callable[[], Any]], peak: Peak, device: str, *, budget: float, repeats: tuple[int, int]
 ) -> dict[str, list[Times]]:
     """Times per contender and of the peak's matmul, round by round, within `budget` wall-clock seconds if it can be."""
-    calls = {**contenders, "matmul": peak}
+    calls = {**contenders, "matmul": peak, **peak.onednn()}
     for call in calls.values():
         timed_call(call, device)
     out: dict[str, list[Times]] = {name: [] for name in calls}
