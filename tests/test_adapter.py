@@ -45,6 +45,24 @@ def test_logits_are_those_of_tabpfn(prepared, table, generation):
     np.testing.assert_allclose(probabilities, inner.predict_proba(X[50:]), atol=1e-6)
 
 
+# Seen to fail: with `half` always False, and always True, in member_logits.
+def test_autocast_is_for_scores_as_for_predictions_and_not_for_gradients(tiny_tabpfn, table):
+    X, y, _, _ = table
+    found = {}
+    for precision in ("autocast", torch.float32):
+        estimator = tiny_tabpfn(inference_precision=precision)
+        base = adapter.load_base(estimator)
+        inner = adapter.fit_tabpfn(estimator, base, X[:50], y[:50], fit_mode="fit_preprocessors")
+        demonstrations = adapter.prepare_demonstrations(inner, base, X, y)
+        arguments = base.models, demonstrations, torch.arange(50), torch.arange(50, 80)
+        with torch.no_grad():
+            scores = adapter.member_logits(*arguments).numpy()
+        np.testing.assert_allclose(scores, inner.predict_raw_logits(X[50:]), atol=1e-6)
+        found[precision] = scores, adapter.member_logits(*arguments).detach().numpy()
+    assert np.abs(found["autocast"][0] - found[torch.float32][0]).max() > 1e-5
+    np.testing.assert_array_equal(found["autocast"][1], found[torch.float32][1])
+
+
 def test_some_members_are_the_same_as_all(prepared):
     base, _, demonstrations = prepared("v3")
     context, query = torch.arange(40), torch.arange(40, 60)

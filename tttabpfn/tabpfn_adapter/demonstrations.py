@@ -13,6 +13,7 @@ import torch
 from tabpfn import TabPFNClassifier
 from tabpfn.preprocessing.clean import clean_data_transform
 from tabpfn.preprocessing.datamodel import FeatureModality
+from tabpfn.utils import get_autocast_context
 from tabpfn.validation import check_input_shape_matches, ensure_compatible_predict_input_sklearn
 from torch import Tensor, nn
 
@@ -52,12 +53,15 @@ class Demonstrations:
         Number of classes.
     temperature : float
         Softmax temperature of the predictions.
+    autocast : bool, default=False
+        Whether predictions run under autocast, by the user's wish; what is scored without gradients then does, too.
     """
 
     members: tuple[_Member, ...]
     labels: Tensor
     n_classes: int
     temperature: float
+    autocast: bool = False
 
     @property
     def n_members(self) -> int:
@@ -112,7 +116,8 @@ def prepare_demonstrations(inner: TabPFNClassifier, base: Base, X: Any, labels: 
                 model_index=member.config._model_index,
             )
         )
-    return Demonstrations(tuple(members), codes, int(inner.n_classes_), float(inner.softmax_temperature_))
+    temperature, autocast = float(inner.softmax_temperature_), bool(inner.use_autocast_)
+    return Demonstrations(tuple(members), codes, int(inner.n_classes_), temperature, autocast)
 
 
 def encode_rows(inner: TabPFNClassifier, X: Any) -> np.ndarray:
@@ -164,11 +169,13 @@ def member_logits(
     logits: dict[int, Tensor] = {}
     embedded: dict[int, Tensor] = {}
     rows = torch.cat([context, query])
+    half = demonstrations.autocast and not torch.is_grad_enabled()
     for group in _groups(models, demonstrations, chosen, len(rows)):
         for positions, x, categorical, given in _batches(demonstrations, group, rows, len(context), known_rows):
             model = models[demonstrations.members[positions[0]].model_index]
             y = torch.stack([demonstrations.members[m].labels[context] for m in positions], dim=1)
-            with nullcontext() if given is None else given_rows(model, given):
+            known = nullcontext() if given is None else given_rows(model, given)
+            with known, get_autocast_context(rows.device, enabled=half):
                 output = model(
                     x,
                     y if len(positions) > 1 else y[:, 0],
@@ -201,9 +208,9 @@ def keep_row_embeddings(models: Sequence[nn.Module], demonstrations: Demonstrati
     Returns
     -------
     RowEmbeddings or None
-        Empty; None if the networks have no separate row stage.
+        Empty; None if the networks have no separate row stage, or run it under autocast where they predict.
     """
-    if not all(has_row_stage(model) for model in models):
+    if demonstrations.autocast or not all(has_row_stage(model) for model in models):
         return None
 
     def prepare(member: int, rows: Tensor, n_context: int) -> tuple[Tensor, Tensor, int]:
