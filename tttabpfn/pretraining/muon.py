@@ -8,33 +8,10 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from tttabpfn.fast_weights.operations import newton_schulz
+
 ADAMW_PARTS = ("embedding", "x_embed", "cls_tokens", "inducing_vectors", "softmax_scaling", "encoder")
 """Parts of parameter names that mark a matrix as a lookup table or a tiny layer, which AdamW updates."""
-
-
-def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
-    """Approximate the orthogonal factor of each matrix by Newton-Schulz iterations.
-
-    Parameters
-    ----------
-    matrices : Tensor of shape (n, d_out, d_in)
-        A batch of matrices.
-    steps : int
-        Iterations of the quintic polynomial with the coefficients of Muon.
-
-    Returns
-    -------
-    Tensor of shape (n, d_out, d_in)
-        Matrices whose singular values are near 1.
-    """
-    a, b, c = 3.4445, -4.7750, 2.0315
-    tall = matrices.shape[-2] > matrices.shape[-1]
-    x = matrices.mT if tall else matrices
-    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
-    for _ in range(steps):
-        gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
-    return x.mT if tall else x
 
 
 class MuonAdamW:
@@ -132,7 +109,9 @@ class MuonAdamW:
             return
         lr = self.muon_lr * scale
         step_size = lr * max(1.0, shape[0] / shape[1]) ** 0.5
-        for parameter, update in zip(group.values(), orthogonalise(torch.stack(updates)), strict=True):
+        dtype = "bfloat16" if updates[0].dtype == torch.bfloat16 else "float32"
+        orthogonal = newton_schulz(torch.stack(updates), "fixed", 5, dtype)
+        for parameter, update in zip(group.values(), orthogonal, strict=True):
             parameter.mul_(1 - lr * self.weight_decay).sub_(update, alpha=step_size)
 
     def _adamw(self, parameter: nn.Parameter, gradient: Tensor, state: dict[str, Tensor], scale: float) -> None:
