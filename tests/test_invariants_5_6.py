@@ -47,8 +47,8 @@ def test_5_the_guard_and_the_predictor_share_one_precision(classifier, table):
     for settings in ({}, {"guard": True, "step_size": 5.0}):
         fitted = classifier(**settings).fit(table[0], table[1]).adapt()
         scorer, predictor = fitted._session().inner, fitted._predictor()
-        for name in ("use_autocast_", "forced_inference_dtype_"):
-            assert getattr(scorer, name) == getattr(predictor, name)
+        for inner in (scorer, predictor):
+            assert (inner.use_autocast_, inner.forced_inference_dtype_) == (False, torch.float32)
         rows = fitted._session().demonstrations.members[0].rows
         assert {parameter.dtype for parameter in predictor.models_[0].parameters()} == {rows.dtype}
 
