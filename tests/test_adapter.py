@@ -45,7 +45,6 @@ def test_logits_are_those_of_tabpfn(prepared, table, generation):
     np.testing.assert_allclose(probabilities, inner.predict_proba(X[50:]), atol=1e-6)
 
 
-# Seen to fail: with `half` always False, and always True, in member_logits.
 def test_autocast_is_for_scores_as_for_predictions_and_not_for_gradients(tiny_tabpfn, table):
     X, y, _, _ = table
     found = {}
@@ -137,7 +136,6 @@ def test_the_bundled_base_takes_more_rows_than_a_cpu_limit_meant_for_larger_netw
     assert adapter.max_context_rows(estimator, declared) == declared["MAX_NUMBER_OF_SAMPLES"]
 
 
-# Seen to fail: with the limit of the checkpoint's header in place of the generation's.
 def test_limits_are_known_before_anything_loads(tiny_tabpfn, tmp_path):
     def limits(estimator):
         declared = adapter.declared_limits(estimator)

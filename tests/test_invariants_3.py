@@ -86,7 +86,7 @@ def test_3_a_pickle_of_an_estimator_that_has_not_adapted_stays_lazy(classifier, 
     np.testing.assert_array_equal(other.predict_proba(X_new), classifier().fit(X, y).predict_proba(X_new))
 
 
-# 3. Seen to fail: with `get` in place of `peek`, and with the token of the pickled one kept.
+# 3. Seen to fail: with `get` in place of `peek`.
 def test_3_pickling_is_no_use_of_the_cache_and_a_copy_finds_what_another_computed(classifier, table):
     X, y, _, _ = table
     fitted = classifier().fit(X, y)

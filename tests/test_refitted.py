@@ -34,7 +34,7 @@ def _pair(estimator, X, y):
     return prepared, fresh, adapter.refit_with_cache(prepared, base, models)
 
 
-# Seen to fail: with the base's networks in place of the given ones, and without `keep_fitted_cache`.
+# Seen to fail: without `keep_fitted_cache`.
 @pytest.mark.parametrize("generation", GENERATIONS)
 def test_every_generation_predicts_the_same_bits(tiny_tabpfn, table, generation):
     X, y, X_new, _ = table
@@ -57,7 +57,7 @@ def test_every_setting_predicts_the_same_bits(tiny_tabpfn, table, settings):
     )
 
 
-# Seen to fail: with the fitted classifier itself as the new one, and with its members not copied.
+# Seen to fail: with its members not copied.
 def test_the_fitted_one_is_neither_changed_nor_kept_alive(tiny_tabpfn, table):
     X, y, X_new, _ = table
     prepared, _, reused = _pair(tiny_tabpfn(), X, y)
@@ -80,7 +80,6 @@ def fits(monkeypatch):
     return counted
 
 
-# Seen to fail: without the session asked for in `_build_predictor`.
 @pytest.mark.parametrize("settings", [{}, {"adaptation": "both"}, {"guard": True, "step_size": 5.0}], ids=str)
 def test_preprocessing_is_fitted_once_for_all_candidates(classifier, table, tmp_path, fits, settings):
     X, y, X_new, _ = table
@@ -97,7 +96,6 @@ def test_preprocessing_is_fitted_once_for_all_candidates(classifier, table, tmp_
     assert fits == [24] * 3
 
 
-# Seen to fail: without `can_be_refitted`.
 @pytest.mark.filterwarnings("ignore:You have `:UserWarning", "ignore:`y_pred` was renamed:FutureWarning")
 def test_what_is_tuned_on_the_networks_predictions_is_tuned_anew(classifier, table, fits):
     X, y, _, _ = table
