@@ -53,8 +53,9 @@ class TTTTabPFNClassifier(ClassifierMixin, BaseEstimator):
         Most query rows in one update: the large chunk. It changes the maths, never the peak of memory.
     update_rule : {"muon", "adamw", "momentum", "sgd"}, default="muon"
         How gradients become updates.
-    fast_weights : {"all", "mlp", "attention", "last_quarter"} or list of str, default="all"
-        Which parameters adapt; a list holds glob patterns on their names.
+    fast_weights : {"in_context", "all", "mlp", "attention", "last_quarter"} or list of str, default="in_context"
+        Which parameters adapt. "in_context": the stage that compares rows; the one before it, which embeds each row
+        (v3 and later), then runs once per context instead of once per step. A list holds glob patterns on names.
     guard : bool, default=True
         Keep the frozen weights unless the adapted ones win on held-back demonstrations.
     adaptation : {"gradient", "memory", "both"}, default="both"
@@ -334,7 +335,7 @@ class TTTTabPFNClassifier(ClassifierMixin, BaseEstimator):
         if self._fit_settings.is_frozen:
             return self._fitted_tabpfn(None, fit_mode=None)
         base = adapter.load_base(self._wrapped_estimator)
-        models = predicting_models(base, entry.tensors) if entry.tensors else None
+        models = predicting_models(base, entry.tensors)
         key = store.session_key(self._wrapped_estimator, self._fit_settings, self._data_print)
         session = self._resolved_cache().attached(key, "session")
         if session is not None and adapter.can_be_refitted(session.inner):

@@ -15,12 +15,15 @@ from zipfile import BadZipFile
 import torch
 from sklearn.base import clone
 from tabpfn import TabPFNClassifier
+from tabpfn.architectures.interface import EstimatorBatchBudget
 from tabpfn.base import ModelSpecs
 from torch import Tensor, nn
 
 from tttabpfn.fast_weights.fingerprint import fingerprint
 from tttabpfn.tabpfn_adapter.wrapped import checkpoint_paths, is_bundled
 
+CPU_CELLS_PER_PASS = 65_536
+"""Cells of members that share a forward pass on a CPU; beyond that they fall out of its caches."""
 _BASES_KEPT = 4
 _bases: OrderedDict[str, Base] = OrderedDict()
 _bases_lock = threading.RLock()
@@ -170,8 +173,17 @@ def private_copies(
                 owner._parameters[leaf] = nn.Parameter(value.clone() if trainable else value, requires_grad=trainable)
             else:
                 owner._parameters[leaf] = nn.Parameter(parameter.detach(), requires_grad=False)
-        copies.append(twin.eval())
+        copies.append(_within_cpu_caches(twin.eval()))
     return copies
+
+
+def _within_cpu_caches(twin: nn.Module) -> nn.Module:
+    """Let a private network on a CPU take only as many members and rows at once as its caches hold."""
+    budget = getattr(twin, "_estimator_batch_budget", None)
+    on_cpu = all(parameter.device.type == "cpu" for parameter in twin.parameters())
+    if on_cpu and isinstance(budget, EstimatorBatchBudget) and budget.cells > CPU_CELLS_PER_PASS:
+        twin._estimator_batch_budget = dataclasses.replace(budget, cells=CPU_CELLS_PER_PASS)
+    return twin
 
 
 def adaptable_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:

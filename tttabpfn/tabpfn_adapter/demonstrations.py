@@ -17,11 +17,8 @@ from tabpfn.utils import get_autocast_context
 from tabpfn.validation import check_input_shape_matches, ensure_compatible_predict_input_sklearn
 from torch import Tensor, nn
 
-from tttabpfn.tabpfn_adapter.base import Base, private_copies
+from tttabpfn.tabpfn_adapter.base import CPU_CELLS_PER_PASS, Base, private_copies
 from tttabpfn.tabpfn_adapter.row_embeddings import RowEmbeddings, given_rows, has_row_stage, multiclass
-
-CPU_CELLS_PER_PASS = 65_536
-"""Cells of members that share a forward pass on a CPU; beyond that they fall out of its caches."""
 
 
 @dataclass(frozen=True)
