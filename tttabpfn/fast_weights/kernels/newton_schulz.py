@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tttabpfn.fast_weights.dispatch import ON_CHIP_SIZE
 from tttabpfn.fast_weights.kernels.product import affine_product
+from tttabpfn.fast_weights.kernels.tiles import block_size, read, strides, write
 from tttabpfn.fast_weights.newton_schulz import EPS, coefficients, compute_dtype, iterates_transposed
 
 __all__ = ["newton_schulz"]
@@ -49,8 +50,7 @@ def _on_chip(
     """All steps for one matrix; it is read once and written once. Rounds where torch rounds."""
     entry = tl.program_id(0).to(tl.int64)
     m, n = tl.arange(0, SIZE_M), tl.arange(0, SIZE_N)
-    inside = (m[:, None] < rows) & (n[None, :] < cols)
-    x = tl.load(matrix + entry * matrix_b + m[:, None] * matrix_m + n[None, :] * matrix_n, mask=inside, other=0.0)
+    x = read(matrix + entry * matrix_b, m, n, matrix_m, matrix_n, rows, cols)
     x = x.to(tl.bfloat16) if LOW else x.to(tl.float32)
     wide = x.to(tl.float32)
     norm = tl.sqrt(tl.sum(wide * wide)).to(x.dtype)
@@ -64,7 +64,7 @@ def _on_chip(
         square = tl.dot(_scaled(gram, c), gram, input_precision="ieee").to(x.dtype)
         poly = _added(_scaled(gram, b), square)
         x = _added(_scaled(x, a), tl.dot(poly, x, input_precision="ieee").to(x.dtype))
-    tl.store(out + entry * out_b + m[:, None] * out_m + n[None, :] * out_n, x.to(out.dtype.element_ty), mask=inside)
+    write(out + entry * out_b, x, m, n, out_m, out_n, rows, cols)
 
 
 def newton_schulz(matrix: Tensor, schedule: str = "schedule", steps: int = 5, dtype: str = "float32") -> Tensor:
@@ -87,7 +87,7 @@ def _small(x: Tensor, triples: tuple[tuple[float, float, float], ...], low: bool
     batch, rows, cols = x.shape
     out = torch.empty(batch, rows, cols, dtype=x.dtype, device=x.device)
     table = torch.tensor(triples or ((0.0, 0.0, 0.0),), dtype=torch.float32, device=x.device)
-    size_m, size_n = (max(16, triton.next_power_of_2(size)) for size in (rows, cols))
+    size_m, size_n = block_size(rows), block_size(cols)
     _on_chip[(batch,)](
         x,
         out,
@@ -95,8 +95,7 @@ def _small(x: Tensor, triples: tuple[tuple[float, float, float], ...], low: bool
         len(triples),
         rows,
         cols,
-        *x.stride(),
-        *out.stride(),
+        *strides(x, out),
         EPSILON=EPS,
         LOW=low,
         SIZE_M=size_m,

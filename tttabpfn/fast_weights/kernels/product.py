@@ -12,6 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from tttabpfn.fast_weights.kernels.tiles import add_product, find_tile, read, strides, write
+
 __all__ = ["affine_product", "token_product"]
 
 
@@ -46,42 +48,26 @@ def _affine_product(
     BLOCK_K: tl.constexpr,
 ):
     """Compute ``out = alpha * base + (beta * lhs) @ rhs``; a symmetric result is computed above the diagonal only."""
-    tiles_m, tiles_n = tl.cdiv(rows, BLOCK_M), tl.cdiv(cols, BLOCK_N)
-    program = tl.program_id(0)
-    tile = program % (tiles_m * tiles_n)
-    entry = (program // (tiles_m * tiles_n)).to(tl.int64)
-    tile_m, tile_n = tile // tiles_n, tile % tiles_n
+    entry, tile_m, tile_n = find_tile(rows, cols, BLOCK_M, BLOCK_N)
     if SYMMETRIC and tile_m > tile_n:
         return
     m = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
     n = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
-    k = tl.arange(0, BLOCK_K)
     total = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
-    for start in range(0, inner, BLOCK_K):
-        at = start + k
-        left = tl.load(
-            lhs + entry * lhs_b + m[:, None] * lhs_m + at[None, :] * lhs_k,
-            mask=(m[:, None] < rows) & (at[None, :] < inner),
-            other=0.0,
-        )
-        right = tl.load(
-            rhs + entry * rhs_b + at[:, None] * rhs_k + n[None, :] * rhs_n,
-            mask=(at[:, None] < inner) & (n[None, :] < cols),
-            other=0.0,
-        )
-        if SCALED:
-            left = (left.to(tl.float32) * beta).to(left.dtype)
-        total = tl.dot(left, right, total, input_precision="ieee")
-    inside = (m[:, None] < rows) & (n[None, :] < cols)
+    lhs += entry * lhs_b
+    rhs += entry * rhs_b
+    out += entry * out_b
+    total = add_product(
+        total, lhs, rhs, m, n, 0, inner, rows, cols, lhs_m, lhs_k, rhs_k, rhs_n, beta, SCALED=SCALED, BLOCK_K=BLOCK_K
+    )
     result = total.to(out.dtype.element_ty)
     if HAS_BASE:
-        added = tl.load(base + entry * base_b + m[:, None] * base_m + n[None, :] * base_n, mask=inside, other=0.0)
+        added = read(base + entry * base_b, m, n, base_m, base_n, rows, cols)
         added = (added.to(tl.float32) * alpha).to(result.dtype)
         result = (added.to(tl.float32) + result.to(tl.float32)).to(result.dtype)
-    tl.store(out + entry * out_b + m[:, None] * out_m + n[None, :] * out_n, result, mask=inside)
+    write(out, result, m, n, out_m, out_n, rows, cols)
     if SYMMETRIC and tile_m != tile_n:
-        mirrored = (n[:, None] < rows) & (m[None, :] < cols)
-        tl.store(out + entry * out_b + n[:, None] * out_m + m[None, :] * out_n, tl.trans(result), mask=mirrored)
+        write(out, tl.trans(result), n, m, out_m, out_n, rows, cols)
 
 
 def affine_product(
@@ -127,10 +113,7 @@ def affine_product(
         rows,
         cols,
         inner,
-        *lhs.stride(),
-        *rhs.stride(),
-        *base_or_out.stride(),
-        *out.stride(),
+        *strides(lhs, rhs, base_or_out, out),
         HAS_BASE=base is not None,
         SCALED=beta != 1.0,
         SYMMETRIC=symmetric,
@@ -164,34 +147,19 @@ def _token_product(
     BLOCK_T: tl.constexpr,
 ):
     """Write one split's ``-lhs^T rhs`` over its tokens to ``partial[split, entry]``."""
-    tiles_m, tiles_n = tl.cdiv(rows, BLOCK_M), tl.cdiv(cols, BLOCK_N)
-    program = tl.program_id(0)
-    tile = program % (tiles_m * tiles_n)
-    slot = (program // (tiles_m * tiles_n)).to(tl.int64)
+    slot, tile_m, tile_n = find_tile(rows, cols, BLOCK_M, BLOCK_N)
     entry, split = slot % batch, slot // batch
-    m = (tile // tiles_n) * BLOCK_M + tl.arange(0, BLOCK_M)
-    n = (tile % tiles_n) * BLOCK_N + tl.arange(0, BLOCK_N)
+    m = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
+    n = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
     first = split * per_split
     last = tl.minimum(first + per_split, tokens)
     total = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
-    for start in range(first, last, BLOCK_T):
-        t = start + tl.arange(0, BLOCK_T).to(tl.int64)
-        left = tl.load(
-            lhs + entry * lhs_b + t[None, :] * lhs_t + m[:, None] * lhs_m,
-            mask=(t[None, :] < last) & (m[:, None] < rows),
-            other=0.0,
-        )
-        right = tl.load(
-            rhs + entry * rhs_b + t[:, None] * rhs_t + n[None, :] * rhs_n,
-            mask=(t[:, None] < last) & (n[None, :] < cols),
-            other=0.0,
-        )
-        total = tl.dot(left, right, total, input_precision="ieee")
-    tl.store(
-        partial + slot * rows * cols + m[:, None] * cols + n[None, :],
-        -total,
-        mask=(m[:, None] < rows) & (n[None, :] < cols),
+    lhs += entry * lhs_b
+    rhs += entry * rhs_b
+    total = add_product(
+        total, lhs, rhs, m, n, first, last, rows, cols, lhs_m, lhs_t, rhs_t, rhs_n, 1.0, SCALED=False, BLOCK_K=BLOCK_T
     )
+    write(partial + slot * rows * cols, -total, m, n, cols, 1, rows, cols)
 
 
 def token_product(lhs: Tensor, rhs: Tensor, *, programs: int = 256) -> Tensor:
@@ -225,8 +193,7 @@ def token_product(lhs: Tensor, rhs: Tensor, *, programs: int = 256) -> Tensor:
         rows,
         cols,
         batch,
-        *lhs.stride(),
-        *rhs.stride(),
+        *strides(lhs, rhs),
         BLOCK_M=block,
         BLOCK_N=block,
         BLOCK_T=block_t,

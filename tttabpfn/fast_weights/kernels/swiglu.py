@@ -12,6 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from tttabpfn.fast_weights.kernels.product import affine_product, token_product
+from tttabpfn.fast_weights.kernels.tiles import add_product, block_size, find_tile, read, strides, write
 
 __all__ = ["swiglu_apply", "swiglu_gradients"]
 
@@ -60,36 +61,21 @@ def _narrow_apply(
     BLOCK_H: tl.constexpr,
 ):
     """Whole forward of one block of tokens; hidden rows never leave the chip."""
-    tiles = tl.cdiv(tokens, BLOCK_L)
-    program = tl.program_id(0)
-    entry = (program // tiles).to(tl.int64)
-    at = (program % tiles).to(tl.int64) * BLOCK_L + tl.arange(0, BLOCK_L)
+    entry, tile, _ = find_tile(tokens, values, BLOCK_L, SIZE_V)
+    at = tile.to(tl.int64) * BLOCK_L + tl.arange(0, BLOCK_L)
     k, v = tl.arange(0, SIZE_K), tl.arange(0, SIZE_V)
-    rows = tl.load(
-        x + entry * x_b + at[:, None] * x_l + k[None, :] * x_k,
-        mask=(at[:, None] < tokens) & (k[None, :] < keys),
-        other=0.0,
-    )
+    w0 += entry * w0_b
+    w1 += entry * w1_b
+    w2 += entry * w2_b
+    rows = read(x + entry * x_b, at, k, x_l, x_k, tokens, keys)
     total = tl.zeros((BLOCK_L, SIZE_V), dtype=tl.float32)
     for start in range(0, hidden, BLOCK_H):
         h = start + tl.arange(0, BLOCK_H)
-        inside = (k[:, None] < keys) & (h[None, :] < hidden)
-        left = tl.load(w0 + entry * w0_b + h[None, :] * w0_h + k[:, None] * w0_k, mask=inside, other=0.0)
-        right = tl.load(w2 + entry * w2_b + h[None, :] * w2_h + k[:, None] * w2_k, mask=inside, other=0.0)
-        gate = tl.dot(rows, left, input_precision="ieee")
-        up = tl.dot(rows, right, input_precision="ieee")
+        gate = tl.dot(rows, read(w0, k, h, w0_k, w0_h, keys, hidden), input_precision="ieee")
+        up = tl.dot(rows, read(w2, k, h, w2_k, w2_h, keys, hidden), input_precision="ieee")
         product = (gate * _sigmoid(gate) * up).to(rows.dtype)
-        down = tl.load(
-            w1 + entry * w1_b + v[None, :] * w1_v + h[:, None] * w1_h,
-            mask=(v[None, :] < values) & (h[:, None] < hidden),
-            other=0.0,
-        )
-        total = tl.dot(product, down, total, input_precision="ieee")
-    tl.store(
-        out + entry * out_b + at[:, None] * out_l + v[None, :] * out_v,
-        total.to(out.dtype.element_ty),
-        mask=(at[:, None] < tokens) & (v[None, :] < values),
-    )
+        total = tl.dot(product, read(w1, h, v, w1_h, w1_v, hidden, values), total, input_precision="ieee")
+    write(out + entry * out_b, total, at, v, out_l, out_v, tokens, values)
 
 
 @triton.jit
@@ -136,56 +122,38 @@ def _hidden_rows(
     BLOCK_K: tl.constexpr,
 ):
     """One tile of hidden rows. Forward: silu(gate) * up into p1. Gradients: the three rated factors into p0, p1, p2."""
-    tiles_l, tiles_h = tl.cdiv(tokens, BLOCK_L), tl.cdiv(hidden, BLOCK_H)
-    program = tl.program_id(0)
-    tile = program % (tiles_l * tiles_h)
-    entry = (program // (tiles_l * tiles_h)).to(tl.int64)
-    at = (tile // tiles_h).to(tl.int64) * BLOCK_L + tl.arange(0, BLOCK_L)
-    h = (tile % tiles_h) * BLOCK_H + tl.arange(0, BLOCK_H)
-    here = at < tokens
+    entry, tile_l, tile_h = find_tile(tokens, hidden, BLOCK_L, BLOCK_H)
+    at = tile_l.to(tl.int64) * BLOCK_L + tl.arange(0, BLOCK_L)
+    h = tile_h * BLOCK_H + tl.arange(0, BLOCK_H)
+    w0 += entry * w0_b
+    w2 += entry * w2_b
     gate = tl.zeros((BLOCK_L, BLOCK_H), dtype=tl.float32)
     up = tl.zeros((BLOCK_L, BLOCK_H), dtype=tl.float32)
     for start in range(0, keys, BLOCK_K):
         n = start + tl.arange(0, BLOCK_K)
-        rows = tl.load(
-            k + entry * k_b + at[:, None] * k_l + n[None, :] * k_k,
-            mask=here[:, None] & (n[None, :] < keys),
-            other=0.0,
-        )
-        inside = (n[:, None] < keys) & (h[None, :] < hidden)
-        left = tl.load(w0 + entry * w0_b + h[None, :] * w0_h + n[:, None] * w0_k, mask=inside, other=0.0)
-        right = tl.load(w2 + entry * w2_b + h[None, :] * w2_h + n[:, None] * w2_k, mask=inside, other=0.0)
-        gate = tl.dot(rows, left, gate, input_precision="ieee")
-        up = tl.dot(rows, right, up, input_precision="ieee")
+        rows = read(k + entry * k_b, at, n, k_l, k_k, tokens, keys)
+        gate = tl.dot(rows, read(w0, n, h, w0_k, w0_h, keys, hidden), gate, input_precision="ieee")
+        up = tl.dot(rows, read(w2, n, h, w2_k, w2_h, keys, hidden), up, input_precision="ieee")
     sigmoid = _sigmoid(gate)
     activated = gate * sigmoid
-    place = entry * tokens * hidden + at[:, None] * hidden + h[None, :]
-    inside = here[:, None] & (h[None, :] < hidden)
-    kind = p1.dtype.element_ty
+    place = entry * tokens * hidden
     if GRADIENTS:
         back = tl.zeros((BLOCK_L, BLOCK_H), dtype=tl.float32)
-        for start in range(0, values, BLOCK_K):
-            n = start + tl.arange(0, BLOCK_K)
-            rows = tl.load(
-                v + entry * v_b + at[:, None] * v_l + n[None, :] * v_v,
-                mask=here[:, None] & (n[None, :] < values),
-                other=0.0,
-            )
-            down = tl.load(
-                w1 + entry * w1_b + n[:, None] * w1_v + h[None, :] * w1_h,
-                mask=(n[:, None] < values) & (h[None, :] < hidden),
-                other=0.0,
-            )
-            back = tl.dot(rows, down, back, input_precision="ieee")
+        v += entry * v_b
+        w1 += entry * w1_b
+        back = add_product(
+            back, v, w1, at, h, 0, values, tokens, hidden, v_l, v_v, w1_v, w1_h, 1.0, SCALED=False, BLOCK_K=BLOCK_K
+        )
+        here = at < tokens
         rate0 = tl.load(lr0 + entry * lr0_b + at * lr0_l, mask=here, other=0.0).to(tl.float32)
         rate1 = tl.load(lr1 + entry * lr1_b + at * lr1_l, mask=here, other=0.0).to(tl.float32)
         rate2 = tl.load(lr2 + entry * lr2_b + at * lr2_l, mask=here, other=0.0).to(tl.float32)
         slope = sigmoid * (1.0 + gate * (1.0 - sigmoid))
-        tl.store(p0 + place, (back * up * slope * rate0[:, None]).to(kind), mask=inside)
-        tl.store(p1 + place, (activated * up * rate1[:, None]).to(kind), mask=inside)
-        tl.store(p2 + place, (back * activated * rate2[:, None]).to(kind), mask=inside)
+        write(p0 + place, back * up * slope * rate0[:, None], at, h, hidden, 1, tokens, hidden)
+        write(p1 + place, activated * up * rate1[:, None], at, h, hidden, 1, tokens, hidden)
+        write(p2 + place, back * activated * rate2[:, None], at, h, hidden, 1, tokens, hidden)
     else:
-        tl.store(p1 + place, (activated * up).to(kind), mask=inside)
+        write(p1 + place, activated * up, at, h, hidden, 1, tokens, hidden)
 
 
 def swiglu_apply(w0: Tensor, w1: Tensor, w2: Tensor, x: Tensor, out: Tensor | None = None) -> Tensor:
@@ -200,24 +168,12 @@ def swiglu_apply(w0: Tensor, w1: Tensor, w2: Tensor, x: Tensor, out: Tensor | No
         out = torch.empty(batch, tokens, values, dtype=x.dtype, device=x.device)
     if max(keys, values) <= NARROW[x.dtype]:
         block = 64 if x.dtype == torch.bfloat16 else 32
-        size_k, size_v = (max(16, triton.next_power_of_2(size)) for size in (keys, values))
         _narrow_apply[(triton.cdiv(tokens, block) * batch,)](
-            w0,
-            w1,
-            w2,
-            x,
-            out,
-            tokens,
-            keys,
-            hidden,
-            values,
-            *w0.stride(),
-            *w1.stride(),
-            *w2.stride(),
-            *x.stride(),
-            *out.stride(),
-            SIZE_K=size_k,
-            SIZE_V=size_v,
+            *(w0, w1, w2, x, out),
+            *(tokens, keys, hidden, values),
+            *strides(w0, w1, w2, x, out),
+            SIZE_K=block_size(keys),
+            SIZE_V=block_size(values),
             BLOCK_L=block,
             BLOCK_H=32,
             num_warps=8,
@@ -258,32 +214,13 @@ def _hidden(
     rows = [
         torch.empty(batch, tokens, hidden, dtype=k.dtype, device=k.device) for _ in range(1 if rates is None else 3)
     ]
-    p0, p1, p2 = rows * 3 if rates is None else rows
-    lr0, lr1, lr2 = (k, k, k) if rates is None else rates
+    products = rows * 3 if rates is None else rows
+    weighted = (k, k, k) if rates is None else rates
     _hidden_rows[(triton.cdiv(tokens, 64) * triton.cdiv(hidden, 64) * batch,)](
-        w0,
-        w1,
-        w2,
-        k,
-        v,
-        lr0,
-        lr1,
-        lr2,
-        p0,
-        p1,
-        p2,
-        tokens,
-        keys,
-        hidden,
-        values,
-        *w0.stride(),
-        *w1.stride(),
-        *w2.stride(),
-        *k.stride(),
-        *v.stride(),
-        *lr0.stride()[:2],
-        *lr1.stride()[:2],
-        *lr2.stride()[:2],
+        *(w0, w1, w2, k, v, *weighted, *products),
+        *(tokens, keys, hidden, values),
+        *strides(w0, w1, w2, k, v),
+        *strides(*(rate[..., 0] for rate in weighted)),
         GRADIENTS=rates is not None,
         BLOCK_L=64,
         BLOCK_H=64,

@@ -8,6 +8,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from tttabpfn.fast_weights.kernels.tiles import block_size, strides
+
 __all__ = ["step"]
 
 
@@ -78,7 +80,7 @@ def step(
     new_buffer = None if buffer is None else torch.empty(buffer.shape, dtype=buffer.dtype, device=buffer.device)
     held = weight if buffer is None else buffer
     wanted = weight[..., :1] if norms is None else norms
-    block = max(16, triton.next_power_of_2(cols))
+    block = block_size(cols)
     _step[(batch * rows,)](
         weight,
         gradient,
@@ -92,10 +94,7 @@ def step(
         norm_eps,
         rows,
         cols,
-        *weight.stride(),
-        *gradient.stride(),
-        *held.stride(),
-        *wanted.stride()[:2],
+        *strides(weight, gradient, held, wanted[..., 0]),
         HAS_BUFFER=buffer is not None,
         HAS_NORMS=norms is not None,
         BLOCK_N=block,
