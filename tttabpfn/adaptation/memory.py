@@ -120,7 +120,9 @@ class MemoryWriter:
     def _judged(self) -> WrittenMemory:
         split = self.session.split
         crossed = len(np.intersect1d(split.held_back, split.context)) > 0
-        if crossed:
+        if crossed and self._may_refold(len(self.session.labels)):
+            everything, folds = self._embed_crossed(split.context, np.arange(len(self.session.labels)))
+        elif crossed:
             held_back = self._embed(split.guard_context, split.held_back)
             known = _Embedded.joined(
                 [self._embed(np.setdiff1d(split.guard_context, fold), fold) for fold in split.folds]
@@ -153,7 +155,8 @@ class MemoryWriter:
             return WrittenMemory(None, refused, Choice("none", 0.0, 0, 0.0, none), np.nan, 0, (), ())
         choice = Choice("linear", UNJUDGED_PENALTY, self.settings.n_steps, 1.0, none)
         everything = np.arange(len(self.session.labels))
-        memory, losses = self._write(choice, self._embed_crossed(self.session.split.context, everything))
+        embedded, _ = self._embed_crossed(self.session.split.context, everything)
+        memory, losses = self._write(choice, embedded)
         verdict = Verdict(True, f"guard=False; {choice.describe()}: {why}", 0.0, np.inf)
         return WrittenMemory(memory, verdict, choice, np.nan, 0, losses, tuple(self.notes))
 
@@ -180,21 +183,28 @@ class MemoryWriter:
 
     def _folds(self, rows: RowIndices, split: Split) -> NDArray[np.bool_]:
         """Which rows each fold writes."""
-        if not self.refolded or len(rows) > self.recipe.most_folded:
+        if not self._may_refold(len(rows)):
             return ~np.isin(rows, split.held_back)[None]
         labels = self.session.labels[rows]
         parts = stratified_parts(labels, self.recipe.folds, seeded(self.seed, FOLD_BRANCH))
         return np.stack([parts != part for part in range(self.recipe.folds)])
 
-    def _embed_crossed(self, context: RowIndices, rows: RowIndices) -> _Embedded:
-        """Embed rows in parts, each given the context's other rows; one row of every class only serves as context."""
+    def _may_refold(self, n_rows: int) -> bool:
+        return self.refolded and n_rows <= self.recipe.most_folded
+
+    def _embed_crossed(self, context: RowIndices, rows: RowIndices) -> tuple[_Embedded, NDArray[np.bool_]]:
+        """Embed rows in parts, each given the context's other rows, and tell which rows are not in each part.
+
+        One row of every class only serves as context.
+        """
         _, first = np.unique(self.session.labels[context], return_index=True)
         rows = np.setdiff1d(rows, context[first])
         n_parts = min(self.recipe.parts, len(rows))
         parts = stratified_parts(self.session.labels[rows], n_parts, seeded(self.seed, PART_BRANCH))
-        return _Embedded.joined(
+        embedded = _Embedded.joined(
             [self._embed(np.setdiff1d(context, rows[parts == part]), rows[parts == part]) for part in range(n_parts)]
         )
+        return embedded, np.stack([~np.isin(embedded.rows, rows[parts == part]) for part in range(n_parts)])
 
     def _embed(self, context: RowIndices, rows: RowIndices) -> _Embedded:
         """Embed rows given a context, in large chunks; out of memory halves them."""
