@@ -67,7 +67,7 @@ def test_unknown_backend_is_refused_by_every_operation():
     w, t, r = torch.ones(1, 2, 2), torch.ones(1, 3, 2), torch.ones(1, 3, 1)
     calls = [
         lambda: operations.newton_schulz(w, backend="cuda"),
-        lambda: operations.step(w, w, None, 0.0, 0.1, backend="cuda"),
+        lambda: operations.step(w, w, None, operations.StepOptions(0.0, 0.1), backend="cuda"),
         lambda: operations.swiglu_apply(w, w, w, t, backend="cuda"),
         lambda: operations.swiglu_gradients(w, w, w, t, t, r, r, r, backend="cuda"),
         lambda: choose(spec(), "cuda", GPU),

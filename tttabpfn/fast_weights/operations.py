@@ -9,8 +9,9 @@ from torch import Tensor
 
 from tttabpfn.fast_weights import blocked, reference
 from tttabpfn.fast_weights.dispatch import BACKENDS, Spec, choose
+from tttabpfn.fast_weights.step import StepOptions
 
-__all__ = ["newton_schulz", "step", "swiglu_apply", "swiglu_gradients"]
+__all__ = ["StepOptions", "newton_schulz", "step", "swiglu_apply", "swiglu_gradients"]
 
 
 def newton_schulz(
@@ -25,25 +26,15 @@ def newton_schulz(
 
 
 def step(
-    weight: Tensor,
-    gradient: Tensor,
-    buffer: Tensor | None,
-    momentum: float | Tensor,
-    step_size: float | Tensor,
-    weight_decay: float = 0.0,
-    norms: Tensor | None = None,
-    norm_eps: float = 1e-8,
-    *,
-    backend: str = "auto",
+    weight: Tensor, gradient: Tensor, buffer: Tensor | None, options: StepOptions, *, backend: str = "auto"
 ) -> tuple[Tensor, Tensor | None]:
     """See `tttabpfn.fast_weights.step.step`."""
-    used = [value for value in (weight, gradient, buffer, momentum, step_size, norms) if isinstance(value, Tensor)]
-    args = (weight, gradient, buffer, momentum, step_size, weight_decay, norms, norm_eps)
+    used = [value for value in (weight, gradient, buffer, *options) if isinstance(value, Tensor)]
     if _runs_in_torch("step", weight, used, backend):
-        return reference.step(*args)
+        return reference.step(weight, gradient, buffer, options)
     from tttabpfn.fast_weights.kernels import weight_norm as kernel
 
-    return kernel.step(*args)
+    return kernel.step(weight, gradient, buffer, options)
 
 
 def swiglu_apply(

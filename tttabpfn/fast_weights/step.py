@@ -2,40 +2,51 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from tttabpfn.fast_weights.norms import row_norms
 
-__all__ = ["step"]
+__all__ = ["StepOptions", "step"]
 
 
-def step(
-    weight: Tensor,
-    gradient: Tensor,
-    buffer: Tensor | None,
-    momentum: float | Tensor,
-    step_size: float | Tensor,
-    weight_decay: float = 0.0,
-    norms: Tensor | None = None,
-    norm_eps: float = 1e-8,
-) -> tuple[Tensor, Tensor | None]:
+class StepOptions(NamedTuple):
+    """How `step` moves a stack of weights [B, D_out, D_in]; the same for every implementation of it.
+
+    Attributes
+    ----------
+    momentum : float or Tensor of shape [B]
+        Factor on the running gradient; plays no part where there is none.
+    step_size : float or Tensor of shape [B]
+    weight_decay : float, default=0.0
+        Decoupled, a share of the weight per unit of step size.
+    norms : Tensor of shape [B, D_out, 1] or None
+        Row norms to restore; None: no restoration.
+    norm_eps : float, default=1e-8
+        Added to the present norm.
+    """
+
+    momentum: float | Tensor
+    step_size: float | Tensor
+    weight_decay: float = 0.0
+    norms: Tensor | None = None
+    norm_eps: float = 1e-8
+
+
+def step(weight: Tensor, gradient: Tensor, buffer: Tensor | None, options: StepOptions) -> tuple[Tensor, Tensor | None]:
     r"""Update a stack of matrices, and restore its row norms.
 
-    :math:`M \leftarrow G + \mu M`, :math:`W \leftarrow W - s (M + \lambda W)`, then rows scaled to `norms`. Entries of
-    the stack with step size 0 keep the bits of their weight.
+    :math:`M \leftarrow G + \mu M`, :math:`W \leftarrow W - s (M + \lambda W)`, then rows scaled to `options.norms`.
+    Entries of the stack with step size 0 keep the bits of their weight.
 
     Parameters
     ----------
     weight, gradient : Tensor of shape [B, D_out, D_in]
     buffer : Tensor of shape [B, D_out, D_in] or None
         Running gradient; None: no momentum, the gradient itself is the direction.
-    momentum, step_size : float or Tensor of shape [B]
-    weight_decay : float, default=0.0
-    norms : Tensor of shape [B, D_out, 1] or None
-        Row norms to restore; None: no restoration.
-    norm_eps : float, default=1e-8
-        Added to the present norm.
+    options : StepOptions
 
     Returns
     -------
@@ -47,10 +58,11 @@ def step(
     --------
     >>> import torch
     >>> w, g = torch.ones(1, 1, 1), torch.full((1, 1, 1), 2.0)
-    >>> new, running = step(w, g, torch.ones(1, 1, 1), 0.5, 0.1)
+    >>> new, running = step(w, g, torch.ones(1, 1, 1), StepOptions(momentum=0.5, step_size=0.1))
     >>> round(new.item(), 3), running.item()
     (0.75, 2.5)
     """
+    momentum, step_size, weight_decay, norms, norm_eps = options
     if buffer is not None:
         buffer = gradient + _column(momentum, weight) * buffer
     direction = gradient if buffer is None else buffer

@@ -220,35 +220,22 @@ def update(
         if restore_norms and weight.dim() == 3:
             norms = row_norms(weight) if initial_norms is None else initial_norms[name]
         buffer = first[name] if rule == "momentum" else None
-        new_weights[name], buffer = _step(
-            weight, direction, buffer, momentum, size, weight_decay, norms, norm_eps, backend
-        )
+        factor, size = _checked(momentum, weight, "momentum"), _checked(size, weight, "step_size")
+        options = operations.StepOptions(factor, size, weight_decay, norms, norm_eps)
+        new_weights[name], buffer = _step(weight, direction, buffer, options, backend)
         if buffer is not None:
             first[name] = buffer
     return new_weights, State(count, first, second)
 
 
 def _step(
-    weight: Tensor,
-    direction: Tensor,
-    buffer: Tensor | None,
-    momentum: float | Tensor,
-    size: StepSize,
-    weight_decay: float,
-    norms: Tensor | None,
-    norm_eps: float,
-    backend: str,
+    weight: Tensor, direction: Tensor, buffer: Tensor | None, options: operations.StepOptions, backend: str
 ) -> tuple[Tensor, Tensor | None]:
     """Run the leaf operation; vectors pass through it as matrices of one row."""
-    momentum, size = _checked(momentum, weight, "momentum"), _checked(size, weight, "step_size")
     if weight.dim() == 3:
-        return operations.step(
-            weight, direction, buffer, momentum, size, weight_decay, norms, norm_eps, backend=backend
-        )
+        return operations.step(weight, direction, buffer, options, backend=backend)
     row = None if buffer is None else buffer.unsqueeze(1)
-    new, row = operations.step(
-        weight.unsqueeze(1), direction.unsqueeze(1), row, momentum, size, weight_decay, backend=backend
-    )
+    new, row = operations.step(weight.unsqueeze(1), direction.unsqueeze(1), row, options, backend=backend)
     return new.squeeze(1), None if row is None else row.squeeze(1)
 
 

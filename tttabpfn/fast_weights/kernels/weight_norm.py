@@ -9,6 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from tttabpfn.fast_weights.kernels.tiles import block_size, strides
+from tttabpfn.fast_weights.step import StepOptions
 
 __all__ = ["step"]
 
@@ -64,17 +65,9 @@ def _step(
     tl.store(new_weight + program * cols + n, tl.where(size == 0.0, before, moved.to(before.dtype)), mask=inside)
 
 
-def step(
-    weight: Tensor,
-    gradient: Tensor,
-    buffer: Tensor | None,
-    momentum: float | Tensor,
-    step_size: float | Tensor,
-    weight_decay: float = 0.0,
-    norms: Tensor | None = None,
-    norm_eps: float = 1e-8,
-) -> tuple[Tensor, Tensor | None]:
+def step(weight: Tensor, gradient: Tensor, buffer: Tensor | None, options: StepOptions) -> tuple[Tensor, Tensor | None]:
     """See `tttabpfn.fast_weights.step.step`; sums run in float32 whatever the dtype."""
+    momentum, step_size, weight_decay, norms, norm_eps = options
     batch, rows, cols = weight.shape
     new_weight = torch.empty(weight.shape, dtype=weight.dtype, device=weight.device)
     new_buffer = None if buffer is None else torch.empty(buffer.shape, dtype=buffer.dtype, device=buffer.device)
