@@ -2,7 +2,8 @@
 
 import pytest
 
-from tttabpfn.pretraining.__main__ import main
+from tttabpfn.pretraining.__main__ import main as train
+from tttabpfn.pretraining.architectures import main as compare_architectures
 from tttabpfn.pretraining.config import load_config, parse_config
 from tttabpfn.pretraining.export import build_model
 
@@ -53,7 +54,8 @@ def test_files_that_are_missing_or_not_toml_are_refused(tmp_path):
         load_config(broken)
 
 
-def test_the_command_line_reports_a_bad_configuration_and_exits_with_2(tmp_path, capsys):
+@pytest.mark.parametrize("main", [train, compare_architectures], ids=["train", "architectures"])
+def test_the_command_lines_report_a_bad_configuration_and_exit_with_2(main, tmp_path, capsys):
     broken = tmp_path / "broken.toml"
     broken.write_text("nonsense = 1\n")
     with pytest.raises(SystemExit) as stopped:

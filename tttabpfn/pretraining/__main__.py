@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 from pathlib import Path
 
-from tttabpfn.pretraining.config import load_config
+from tttabpfn.pretraining.arguments import argument_parser, parse
 from tttabpfn.pretraining.train import StepReport, Trainer
 
 
@@ -24,8 +23,7 @@ def main(argv: list[str] | None = None) -> int:
     int
         0 on success, 2 on a bad argument or configuration.
     """
-    parser = argparse.ArgumentParser(prog="python -m tttabpfn.pretraining", description="Train a base checkpoint.")
-    parser.add_argument("--config", default="cpu", metavar="FILE", help="TOML file, or the name of a shipped one")
+    parser = argument_parser("python -m tttabpfn.pretraining", "Train a base checkpoint.")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for checkpoints and the exported weights")
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in DIR")
     parser.add_argument("--minutes", type=float, help="wall-clock budget, in place of the configuration's")
@@ -33,9 +31,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--save-every", type=float, default=120.0, metavar="SECONDS", help="between checkpoints")
     parser.add_argument("--init", metavar="STATE", help="start from the weights of another run's state.pt")
     parser.add_argument("--log", metavar="FILE", help="write one JSON line a step instead of a progress bar")
-    options = parser.parse_args(argv)
+    options, config = parse(parser, argv)
     try:
-        config = load_config(options.config)
         if options.minutes is not None:
             if options.minutes <= 0:
                 raise ValueError(f"--minutes must be > 0, got {options.minutes}")

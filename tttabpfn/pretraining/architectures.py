@@ -6,7 +6,6 @@ in the same order, under the curriculum of a configuration, and scores each on t
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import statistics
@@ -19,7 +18,8 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from tttabpfn.pretraining.config import TrainConfig, load_config
+from tttabpfn.pretraining.arguments import argument_parser, parse
+from tttabpfn.pretraining.config import TrainConfig
 from tttabpfn.pretraining.prior.batches import Batch, sample_batch
 from tttabpfn.pretraining.train import Trainer
 
@@ -171,15 +171,13 @@ def main(argv: list[str] | None = None) -> int:
     Returns
     -------
     int
-        0 on success.
+        0 on success, 2 on a bad argument or configuration.
     """
-    parser = argparse.ArgumentParser(prog="python -m tttabpfn.pretraining.architectures", description=__doc__)
-    parser.add_argument("--config", default="cpu", metavar="FILE", help="prior, curriculum and schedule")
+    parser = argument_parser("python -m tttabpfn.pretraining.architectures", (__doc__ or "").splitlines()[0])
     parser.add_argument("--minutes", type=float, default=1.0, help="processor time for each candidate")
     parser.add_argument("--candidates", nargs="*", default=list(CANDIDATES), choices=list(CANDIDATES), metavar="NAME")
     parser.add_argument("--out", required=True, metavar="FILE.json", help="where the results go")
-    options = parser.parse_args(argv)
-    base = load_config(options.config)
+    options, base = parse(parser, argv)
     batches = [sample_batch(base, HELD_OUT + index, 0.1) for index in range(4)]
     rows = []
     for name in options.candidates:
