@@ -10,7 +10,11 @@ import pytest
 import tttabpfn
 
 ROOT = Path(tttabpfn.__file__).parent
-LEAVES = {"fast_weights.dispatch", "fast_weights.newton_schulz"}  # import nothing of the package
+LEAVES = {
+    "fast_weights.dispatch",
+    "fast_weights.newton_schulz",
+    "fast_weights.step_options",
+}  # import nothing of the package
 BACKEND = {"fast_weights", "fast_weights.kernels", *LEAVES}
 ALLOWED = {
     **{leaf: set() for leaf in LEAVES},

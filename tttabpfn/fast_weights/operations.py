@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tttabpfn.fast_weights import blocked, reference
 from tttabpfn.fast_weights.dispatch import BACKENDS, Spec, choose
-from tttabpfn.fast_weights.step import StepOptions
+from tttabpfn.fast_weights.step_options import StepOptions
 
 __all__ = ["StepOptions", "newton_schulz", "step", "swiglu_apply", "swiglu_gradients"]
 

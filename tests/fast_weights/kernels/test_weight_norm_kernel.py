@@ -11,7 +11,7 @@ from tests.fast_weights.kernels.inputs import assert_kernel, normal, strided
 from tests.fast_weights.tolerances import NORM_RTOL, assert_close
 from tttabpfn.fast_weights import operations, reference
 from tttabpfn.fast_weights.norms import row_norms
-from tttabpfn.fast_weights.step import StepOptions
+from tttabpfn.fast_weights.step_options import StepOptions
 
 SHAPES = [(1, 1, 1), (3, 5, 37), (2, 16, 64), (2, 3, 257)]
 

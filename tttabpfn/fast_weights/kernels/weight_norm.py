@@ -9,7 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from tttabpfn.fast_weights.kernels.tiles import block_size, strides
-from tttabpfn.fast_weights.step import StepOptions
+from tttabpfn.fast_weights.step_options import StepOptions
 
 __all__ = ["step"]
 
