@@ -52,7 +52,7 @@ class Bench:
         y = np.concatenate([data.y_train, data.y_test])
         session = Session(self.estimator, X, y, y, self.context, take=take, seed=data.seed, share=0.25, most=500)
         train, test = np.arange(len(data.y_train)), np.arange(len(data.y_train), len(y))
-        folds = query_folds(y, train, 4, seeded(data.seed)) if len(self.context) == len(train) else ()
+        folds = query_folds(y, train, 3, seeded(data.seed)) if len(self.context) == len(train) else ()
         session.split = Split(self.context, train, test, self.context, folds)
         return session
 

@@ -44,7 +44,7 @@ class TTTTabPFNClassifier(ClassifierMixin, BaseEstimator):
     step_size : float or "auto", default="auto"
         Size of an update, 0 or more; its unit depends on the update rule. "auto" chooses it on held-back
         demonstrations. 0 switches adaptation off.
-    n_steps : int, default=24
+    n_steps : int, default=32
         Most gradient steps (updates). The guard may keep fewer. 0 switches adaptation off.
     context_size : int, float or None, default=None
         Rows kept as context at predict, class shares kept: None for all (as many as the base takes), an int for rows,
@@ -112,11 +112,11 @@ class TTTTabPFNClassifier(ClassifierMixin, BaseEstimator):
         estimator: TabPFNClassifier | None = None,
         *,
         step_size: float | str = "auto",
-        n_steps: int = 24,
+        n_steps: int = 32,
         context_size: int | float | None = None,
         chunk_size: int = 512,
         update_rule: str = "muon",
-        fast_weights: str | list[str] = "all",
+        fast_weights: str | list[str] = "in_context",
         guard: bool = True,
         adaptation: str = "both",
         backend: str = "auto",

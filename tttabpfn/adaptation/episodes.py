@@ -91,7 +91,7 @@ class Split:
 
 
 def split_demonstrations(
-    labels: NDArray[np.int64], context: Rows, *, share: float, most: int, rng: np.random.Generator, n_folds: int = 4
+    labels: NDArray[np.int64], context: Rows, *, share: float, most: int, rng: np.random.Generator, n_folds: int = 3
 ) -> Split:
     """Set held-back rows aside, from outside the context where there are rows outside it.
 
@@ -107,7 +107,7 @@ def split_demonstrations(
         Rows to hold back at most.
     rng : Generator
         Source of randomness.
-    n_folds : int, default=4
+    n_folds : int, default=3
         Parts that are queries by turns where the rows outside the context are fewer than `FEW_QUERIES` of all.
 
     Returns

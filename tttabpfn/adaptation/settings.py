@@ -60,7 +60,7 @@ class Recipe:
     max_held_back: int = 500
     n_checkpoints: int = 6
     step_size_factors: tuple[float, ...] = (0.3, 1.0)
-    trial_share: float = 0.2
+    trial_share: float = 0.15
     evidence: float = 1.0
     absorb: bool = True
     scale: str = "match_rms"
@@ -101,10 +101,10 @@ class Settings:
     """
 
     step_size: float | None = None
-    n_steps: int = 24
+    n_steps: int = 32
     chunk_size: int = 512
     update_rule: str = "muon"
-    fast_weights: str | tuple[str, ...] = "all"
+    fast_weights: str | tuple[str, ...] = "in_context"
     guard: bool = True
     adaptation: str = "gradient"
     backend: str = "auto"
