@@ -3,6 +3,8 @@
     python benchmarks/lact_throughput.py --out lact.json --plot lact.png
     python benchmarks/lact_throughput.py --device cuda --out lact_gpu.json --plot lact_gpu.png
 
+The file is written after every setting measured; `--resume` keeps the rows in it that were measured in the same way.
+
 Each contender and a large matmul of the same dtype run in turns, so a share compares times taken seconds apart. Nothing
 is timed before its result has been compared with the baseline's (Muon has no baseline here: its tests are the check).
 The matmul is PyTorch's own; on a CPU its product through oneDNN, which can be faster, is timed in the same turns.
@@ -11,15 +13,15 @@ The matmul is PyTorch's own; on a CPU its product through oneDNN, which can be f
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
 import _lact_baseline as baseline
 import torch
-from _common import parser, write
+from _common import parser
 from _lact_measure import Peak, in_turns, row
+from _lact_rows import Row, Rows
 from torch import Tensor
 
 from tttabpfn.fast_weights import blocked, operations, reference
@@ -33,8 +35,6 @@ BATCHES = [1, 12, 48, 192]
 AGREEMENT = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
 NEWTON_SCHULZ_AGREEMENT = {torch.float32: 1e-3, torch.bfloat16: 0.2}
 """Five steps in bfloat16 end several per cent away from float32, in every implementation."""
-
-Row = dict[str, Any]
 
 
 def inputs(width: int, tokens: int, device: str, dtype: torch.dtype, batch: int = 1) -> list[Tensor]:
@@ -56,24 +56,31 @@ def check(name: str, got: Tensor, wanted: Tensor, limit: float) -> None:
 
 
 def rows_of(
-    contenders: dict[str, Callable[[], Any]], flops: float, peak: Peak, options: argparse.Namespace, **labels: Any
-) -> Iterator[Row]:
+    contenders: dict[str, Callable[[], Any]],
+    flops: float,
+    peak: Peak,
+    options: argparse.Namespace,
+    labels: dict[str, Any],
+    **more: Any,
+) -> list[Row]:
     times = in_turns(contenders, peak, options.device, budget=options.seconds, repeats=(3, options.repeats))
+    rows = []
     for name in contenders:
         done = row(times[name], times["matmul"], flops, peak)
         if "matmul, oneDNN" in times:
             faster = row(times[name], times["matmul, oneDNN"], flops, peak)
             done["onednn_gflops_processor"] = faster["peak_gflops_processor"]
             done["share_of_onednn_processor"] = faster["share_of_peak_processor"]
-        yield {**labels, "implementation": name, "flop": flops, **done}
+        rows.append({**labels, **more, "implementation": name, "flop": flops, **done})
         shares = [done[f"share_of_peak{kind}"] for kind in ("", "_fastest", "_processor")]
         print(
             labels, name, "share of peak: median {:.1%}, fastest {:.1%}, processor {:.1%}".format(*shares), flush=True
         )
+    return rows
 
 
 @torch.no_grad()
-def chunk_rows(options: argparse.Namespace, dtype: torch.dtype, peak: Peak) -> Iterator[Row]:
+def chunk_rows(options: argparse.Namespace, dtype: torch.dtype, peak: Peak, kept: Rows) -> Iterator[list[Row]]:
     """Forward + update + apply: nine products of 2 * tokens * width^2 operations (six update, three apply).
 
     Muon's own operations are not counted: its row tells what share of the useful rate is left with it.
@@ -82,6 +89,9 @@ def chunk_rows(options: argparse.Namespace, dtype: torch.dtype, peak: Peak) -> I
         compiled = torch.compile(baseline.chunk_step, dynamic=True) if options.compile else None
         for chunk in options.chunks:
             tokens = max(chunk, min(options.tokens, 128 * chunk))
+            labels = {"section": "chunks", "hidden": width, "chunk": chunk, "tokens": tokens}
+            if labels in kept:
+                continue
             args = inputs(width, tokens, options.device, dtype)
             operators = [(start, start + chunk, True, True) for start in range(0, tokens, chunk)]
 
@@ -102,19 +112,19 @@ def chunk_rows(options: argparse.Namespace, dtype: torch.dtype, peak: Peak) -> I
             for name, call in contenders.items():
                 if "Muon" not in name:
                     check(name, call(), wanted, AGREEMENT[dtype])
-            labels = {"section": "chunks", "hidden": width, "chunk": chunk, "tokens": tokens}
-            yield from rows_of(contenders, 18.0 * tokens * width**2, peak, options, **labels)
+            yield rows_of(contenders, 18.0 * tokens * width**2, peak, options, labels)
 
 
 @torch.no_grad()
-def newton_schulz_rows(options: argparse.Namespace, dtype: torch.dtype, peak: Peak) -> Iterator[Row]:
+def newton_schulz_rows(options: argparse.Namespace, dtype: torch.dtype, peak: Peak, kept: Rows) -> Iterator[list[Row]]:
     """Five steps on batches of square matrices: 30 * batch * d^3 operations."""
     triples, name_of_dtype = coefficients("schedule", 5), str(dtype).removeprefix("torch.")
     compiled = torch.compile(baseline.zeropower, dynamic=True) if options.compile else None
     for size in options.squares:
         for batch in options.batches:
             flops = 30.0 * batch * size**3
-            if flops > options.most_gflop * 1e9:
+            labels = {"section": "newton_schulz", "size": size, "batch": batch}
+            if flops > options.most_gflop * 1e9 or labels in kept:
                 continue
             draw = torch.Generator().manual_seed(0)
             stack = torch.randn(batch, size, size, generator=draw).to(options.device, dtype)
@@ -134,8 +144,7 @@ def newton_schulz_rows(options: argparse.Namespace, dtype: torch.dtype, peak: Pe
             wanted = reference.newton_schulz(stack.float())
             for name, call in contenders.items():
                 check(name, call(), wanted, NEWTON_SCHULZ_AGREEMENT[dtype])
-            labels = {"section": "newton_schulz", "size": size, "batch": batch}
-            yield from rows_of(contenders, flops, peak, options, **labels)
+            yield rows_of(contenders, flops, peak, options, labels)
 
 
 def as_tuple(result: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -143,7 +152,7 @@ def as_tuple(result: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 
 
 @torch.no_grad()
-def kernel_rows(options: argparse.Namespace, dtype: torch.dtype, peak: Peak) -> Iterator[Row]:
+def kernel_rows(options: argparse.Namespace, dtype: torch.dtype, peak: Peak, kept: Rows) -> Iterator[list[Row]]:
     """The SwiGLU leaves alone: plain, in blocks, and in Triton on a GPU; with the bytes they have to move at least."""
     for width in options.hidden:
         w0, w1, w2, q, k, v, *rates = inputs(width, options.kernel_tokens, options.device, dtype)
@@ -154,14 +163,16 @@ def kernel_rows(options: argparse.Namespace, dtype: torch.dtype, peak: Peak) -> 
             modules["tttabpfn, triton"] = kernels
         work = {"swiglu_gradients": (12.0, (w0, w1, w2, k, v, *rates)), "swiglu_apply": (6.0, (w0, w1, w2, q))}
         for operation, (products, tensors) in work.items():
+            labels = {"section": "kernels", "operation": operation, "hidden": width, "tokens": options.kernel_tokens}
+            if labels in kept:
+                continue
             contenders = {name: partial(getattr(module, operation), *tensors) for name, module in modules.items()}
             for name, contender in contenders.items():
                 for got, wanted in zip(as_tuple(contender()), as_tuple(contenders["plain PyTorch"]()), strict=True):
                     check(name, got, wanted, AGREEMENT[dtype])
             flops = products * options.kernel_tokens * width**2
             moved = (2 * options.kernel_tokens + 3 * width) * width * w0.element_size()
-            labels = {"section": "kernels", "operation": operation, "hidden": width, "tokens": options.kernel_tokens}
-            yield from rows_of(contenders, flops, peak, options, **labels, least_bytes=moved)
+            yield rows_of(contenders, flops, peak, options, labels, least_bytes=moved)
 
 
 def plot(rows: list[Row], path: str, title: str, share: str) -> None:
@@ -210,6 +221,7 @@ def arguments() -> argparse.Namespace:
     out.add_argument("--kernel-tokens", type=int, default=16384)
     out.add_argument("--most-gflop", type=float, help="skip Newton-Schulz batches above this (default 100 on a CPU)")
     out.add_argument("--threads", type=int, help="CPU threads (default: torch's)")
+    out.add_argument("--resume", action="store_true", help="keep the rows of --out that were measured in the same way")
     out.add_argument("--repeats", type=int, default=30, help="most rounds per row")
     out.add_argument("--seconds", type=float, default=4.0, help="about how long the rounds of one row take")
     out.add_argument(
@@ -229,19 +241,17 @@ def main() -> None:
     dtype = getattr(torch, options.dtype)
     peak = Peak(options.device, dtype)
     sections = {"chunks": chunk_rows, "newton_schulz": newton_schulz_rows, "kernels": kernel_rows}
-    started, rows = time.time(), []
+    kept = Rows(options)
     for name in options.sections:
-        for entry in sections[name](options, dtype, peak):
-            rows.append({**entry, "device": options.device, "dtype": options.dtype})
-    settings = {**vars(options), "seconds_in_all": time.time() - started}
-    write(options.out, "lact_throughput", settings, rows)
+        for rows in sections[name](options, dtype, peak, kept):
+            kept.add(rows)
     if options.plot and "chunks" in options.sections:
         threads = torch.get_num_threads()
         where = torch.cuda.get_device_name() if options.device == "cuda" else f"CPU, threads: {threads}"
         by_processor = options.device == "cpu" and threads == 1
         clock = "processor time" if by_processor else "wall clock"
         share = "share_of_peak_processor" if by_processor else "share_of_peak"
-        plot(rows, options.plot, f"LaCT update + apply per chunk, {options.dtype}, {where}, {clock}", share)
+        plot(kept.rows, options.plot, f"LaCT update + apply per chunk, {options.dtype}, {where}, {clock}", share)
 
 
 if __name__ == "__main__":
