@@ -28,7 +28,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 
 from tttabpfn import FastWeightCache, TTTTabPFNClassifier
 from tttabpfn import tabpfn_adapter as adapter
-from tttabpfn.adaptation.path import FastModel
+from tttabpfn.adaptation.fast_model import FastModel
 from tttabpfn.fast_weights import operations, update_rules
 
 

@@ -10,7 +10,7 @@ from sklearn.metrics import log_loss
 
 from tttabpfn import tabpfn_adapter as adapter
 from tttabpfn.adaptation import predicting_models
-from tttabpfn.adaptation.path import FastModel
+from tttabpfn.adaptation.fast_model import FastModel
 from tttabpfn.fast_weights.selection import NAMED_SELECTIONS
 
 from .helpers import base_weights, fast_weights, plain_on_context, same_tensors

@@ -16,12 +16,13 @@ from torch import Tensor, nn
 
 from tttabpfn import tabpfn_adapter as adapter
 from tttabpfn.adaptation.episodes import Rows, seeded, split_demonstrations
+from tttabpfn.adaptation.fast_model import FastModel
 from tttabpfn.adaptation.gradient import GradientAdaptation
 from tttabpfn.adaptation.guard import row_losses
 from tttabpfn.adaptation.memory_reader import any_memory
 from tttabpfn.adaptation.memory_session import memory_alone, memory_on_top
 from tttabpfn.adaptation.outcome import Adaptation, Progress
-from tttabpfn.adaptation.path import FastModel, FirstGradient, GradientPath
+from tttabpfn.adaptation.path import FirstGradient, GradientPath
 from tttabpfn.adaptation.settings import Settings
 
 HELD_BACK_BRANCH = 2
