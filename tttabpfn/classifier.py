@@ -14,7 +14,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 from tabpfn import TabPFNClassifier
 
-from tttabpfn import store, validation
+from tttabpfn import parameters, store, validation
 from tttabpfn import tabpfn_adapter as adapter
 from tttabpfn.adaptation import Session, Settings, predicting_models
 from tttabpfn.adaptation.episodes import seeded, stratified_rows
@@ -153,12 +153,12 @@ class TTTTabPFNClassifier(ClassifierMixin, BaseEstimator):
         TTTTabPFNClassifier
             Itself.
         """
-        validation.check_parameters(self.get_params(deep=False))
+        parameters.check_parameters(self.get_params(deep=False))
         wrapped = self._wrapped()
         declared = adapter.declared_limits(wrapped)
         rows = validation.check_rows(X, estimator=self, least_rows=2)
         labels, classes, codes = validation.check_targets(y, len(rows), estimator=self)
-        seed = validation.resolve_seed(self.random_state)
+        seed = parameters.resolve_seed(self.random_state)
         settings = self._settings(seed)
         validation.check_class_counts(
             classes,
@@ -168,7 +168,7 @@ class TTTTabPFNClassifier(ClassifierMixin, BaseEstimator):
         )
         validation.check_feature_count(rows.shape[1], adapter.max_features(wrapped, declared))
         most_rows = adapter.max_context_rows(wrapped, declared)
-        size = validation.resolve_context_size(self.context_size, len(rows), len(classes), most_rows)
+        size = parameters.resolve_context_size(self.context_size, len(rows), len(classes), most_rows)
         if self.context_size is None and size < len(rows):
             warnings.warn(
                 f"context_size=None keeps {size} of {len(rows)} rows as context, the most the base takes here; "
