@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from tttabpfn.fast_weights import newton_schulz as _newton_schulz
 from tttabpfn.fast_weights import onednn, swiglu
+from tttabpfn.fast_weights.dispatch import differentiated
 
 __all__ = ["block_tokens", "newton_schulz", "swiglu_apply", "swiglu_gradients"]
 
@@ -187,4 +188,4 @@ def _accumulator(dtype: torch.dtype) -> torch.dtype:
 
 
 def _needs_grad(*tensors: Tensor) -> bool:
-    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+    return differentiated(tensors)

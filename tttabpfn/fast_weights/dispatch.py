@@ -9,11 +9,24 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
+from torch.autograd.forward_ad import unpack_dual
 
-__all__ = ["BACKENDS", "OPERATIONS", "Capability", "Spec", "cannot_run", "capability", "choose", "worth_it"]
+__all__ = [
+    "BACKENDS",
+    "OPERATIONS",
+    "Capability",
+    "Spec",
+    "cannot_run",
+    "capability",
+    "choose",
+    "differentiated",
+    "worth_it",
+]
 
 BACKENDS = ("auto", "torch", "triton")
 OPERATIONS = ("newton_schulz", "step", "swiglu_apply", "swiglu_gradients")
@@ -68,6 +81,18 @@ class Capability:
     triton: bool
     interpreted: bool
     compute: tuple[int, int] | None
+
+
+def differentiated(tensors: Iterable[Tensor]) -> bool:
+    """Whether autograd follows one of the tensors: backwards, or forwards as in `torch.func.jvp`.
+
+    Examples
+    --------
+    >>> differentiated([torch.ones(1)]), differentiated([torch.ones(1, requires_grad=True)])
+    (False, True)
+    """
+    backwards = torch.is_grad_enabled()
+    return any((backwards and one.requires_grad) or unpack_dual(one).tangent is not None for one in tensors)
 
 
 @functools.lru_cache(maxsize=1)

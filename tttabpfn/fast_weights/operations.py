@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from types import ModuleType
 
-import torch
 from torch import Tensor
 
 from tttabpfn.fast_weights import blocked, reference
-from tttabpfn.fast_weights.dispatch import BACKENDS, Spec, choose
+from tttabpfn.fast_weights.dispatch import BACKENDS, Spec, choose, differentiated
 from tttabpfn.fast_weights.step_options import StepOptions
 
 __all__ = ["StepOptions", "newton_schulz", "step", "swiglu_apply", "swiglu_gradients"]
@@ -84,6 +83,6 @@ def _runs_in_torch(
         rows=matrix.shape[1],
         cols=matrix.shape[2],
         tokens=tokens,
-        needs_grad=torch.is_grad_enabled() and any(tensor.requires_grad for tensor in used),
+        needs_grad=differentiated(used),
     )
     return choose(spec, backend) == "torch"

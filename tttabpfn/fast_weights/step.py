@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tttabpfn.fast_weights.dispatch import differentiated
 from tttabpfn.fast_weights.norms import row_norms
 from tttabpfn.fast_weights.step_options import StepOptions
 
@@ -51,7 +52,7 @@ def step(weight: Tensor, gradient: Tensor, buffer: Tensor | None, options: StepO
     if norms is not None:
         scale = norms / (row_norms(moved) + norm_eps)
         # moved is a temporary of this function: without autograd it is scaled in place, one pass instead of two
-        moved = moved * scale if moved.requires_grad else moved.mul_(scale)
+        moved = moved * scale if differentiated([moved]) else moved.mul_(scale)
     return (torch.where(size == 0, weight, moved) if isinstance(size, Tensor) else moved), buffer
 
 

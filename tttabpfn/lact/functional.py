@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tttabpfn.fast_weights import operations, update_rules
 from tttabpfn.fast_weights.chunked import Chunk, plan_chunks, run_chunks
+from tttabpfn.fast_weights.dispatch import differentiated
 from tttabpfn.fast_weights.norms import restore_row_norms, row_norms
 from tttabpfn.lact.checks import check_operation
 
@@ -248,7 +249,7 @@ def _keep_bits(still: dict[str, Tensor], before: Weights, after: Weights) -> Wei
     kept = dict(after)
     for key, entries in still.items():
         old = before[key]
-        if after[key].requires_grad:
+        if differentiated([after[key]]):
             old = old.detach() + (after[key] - after[key].detach())
         kept[key] = torch.where(entries.reshape(-1, 1, 1), old, after[key])
     return kept
@@ -261,8 +262,7 @@ class _Writer:
         self._q, self._backend = inputs.q, backend
         used = [tensor for tensor in (*inputs, *weights.values()) if tensor is not None]
         self._shape = (inputs.q.shape[0], sum(c.end - c.start for c in chunks if c.apply), weights["w1"].shape[1])
-        with_autograd = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in used)
-        self._buffer = None if with_autograd else inputs.q.new_empty(self._shape)
+        self._buffer = None if differentiated(used) else inputs.q.new_empty(self._shape)
         self._written = 0
 
     def apply(self, chunk: Chunk, weights: Weights) -> Tensor:
