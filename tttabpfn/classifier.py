@@ -27,6 +27,8 @@ from tttabpfn.report import AdaptationReport
 from tttabpfn.row_order import content_order
 
 CONTEXT_BRANCH, WRAPPED_BRANCH = 0, 20
+MOST_SESSIONS = 10
+"""Folds of a grid search whose demonstrations and row embeddings stay at hand for its candidates."""
 
 
 class TTTTabPFNClassifier(ClassifierMixin, BaseEstimator):
@@ -299,15 +301,19 @@ class TTTTabPFNClassifier(ClassifierMixin, BaseEstimator):
                 return store.frozen_entry(settings, len(self.context_indices_), len(self._codes), self._fit_token)
             session = self._session()
             with progress_bar(self.verbose, settings.n_steps) as tell:
-                return store.to_entry(session.adapt(settings, tell), self._fit_token)
+                found = session.adapt(settings, tell)
+            self._resolved_cache().weigh(self._session_key(), "session", session.nbytes)
+            return store.to_entry(found, self._fit_token)
 
         return compute
 
+    def _session_key(self) -> str:
+        return store.session_key(self._wrapped_estimator, self._fit_settings, self._data_print)
+
     def _session(self) -> Session:
         recipe = self._fit_settings.recipe
-        key = store.session_key(self._wrapped_estimator, self._fit_settings, self._data_print)
         return self._resolved_cache().attachment(
-            key,
+            self._session_key(),
             "session",
             lambda: Session(
                 self._wrapped_estimator,
@@ -321,6 +327,7 @@ class TTTTabPFNClassifier(ClassifierMixin, BaseEstimator):
                 most=recipe.max_held_back,
             ),
             nbytes=lambda session: session.nbytes,
+            most=MOST_SESSIONS,
         )
 
     def _predictor(self) -> Any:
@@ -328,7 +335,7 @@ class TTTTabPFNClassifier(ClassifierMixin, BaseEstimator):
         key, entry = self._entry()
         if not entry.tensors and not self._fit_settings.is_frozen:
             # Whatever step size was refused, the same frozen model predicts.
-            key = store.session_key(self._wrapped_estimator, self._fit_settings, self._data_print)
+            key = self._session_key()
         return self._resolved_cache().attachment(key, "predictor", partial(self._build_predictor, entry))
 
     def _build_predictor(self, entry: CacheEntry) -> TabPFNClassifier | MemoryPredictor:
@@ -336,7 +343,7 @@ class TTTTabPFNClassifier(ClassifierMixin, BaseEstimator):
             return self._fitted_tabpfn(None, fit_mode=None)
         base = adapter.load_base(self._wrapped_estimator)
         models = predicting_models(base, entry.tensors)
-        key = store.session_key(self._wrapped_estimator, self._fit_settings, self._data_print)
+        key = self._session_key()
         session = self._resolved_cache().attached(key, "session")
         if session is not None and adapter.can_be_refitted(session.inner):
             inner = adapter.refit_with_cache(session.inner, base, models)

@@ -210,6 +210,20 @@ def test_an_attachment_is_built_once():
     assert cache.attachment("0a", "other", never) is None
 
 
+# Seen to fail: with `weigh` doing nothing.
+def test_an_attachment_that_grows_makes_others_go():
+    cache = FastWeightCache(max_bytes=100)
+    for key in ("0a", "0b"):
+        cache.attachment(key, "model", lambda: "built", nbytes=lambda _: 10)
+    cache.weigh("0b", "model", 95)
+    assert cache.attached("0a", "model") is None
+    assert cache.attached("0b", "model") == "built"
+    cache.weigh("0c", "model", 1000)  # never attached: nothing to weigh
+    assert cache.attached("0b", "model") == "built"
+    cache.weigh("0b", "model", 101)
+    assert cache.attached("0b", "model") is None
+
+
 # Seen to fail: without the loop in `_hold` (evicted) or in `_store` (replaced).
 def test_attachments_go_with_their_entry():
     cache = FastWeightCache(max_bytes=40)

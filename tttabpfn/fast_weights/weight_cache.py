@@ -290,6 +290,21 @@ class FastWeightCache:
             found = self._attachments.get((check_key(key), name))
         return None if found is None else found[0]
 
+    def weigh(self, key: str, name: str, nbytes: int) -> None:
+        """Note that an object kept by `attachment` has another size by now; others go if there is too little room.
+
+        Parameters
+        ----------
+        key, name : str
+            As given to `attachment`; nothing happens if it is not kept.
+        nbytes : int
+            Its size in bytes.
+        """
+        with self._flights.mutex:
+            found = self._attachments.get((check_key(key), name))
+            if found is not None:
+                self._attachments.put((key, name), found, nbytes)
+
     def clear(self, *, disk: bool = False) -> None:
         """Forget all entries and attachments in memory, and the counts of hits and misses.
 

@@ -19,7 +19,7 @@ _STAGE = "_stages_0_to_2"
 """The method of v3 and v3.5 that turns cells into row embeddings."""
 MOST_ROWS = 4096
 """Rows outside a context above which they are embedded when asked for, and not kept."""
-MOST_BYTES = 512 * 1024**2
+MOST_BYTES = 256 * 1024**2
 
 
 class _RowsAreKnown(Exception):
