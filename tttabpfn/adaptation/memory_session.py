@@ -59,7 +59,11 @@ def memory_alone(session: Session, settings: Settings) -> Adaptation:
 
 
 def memory_on_top(
-    session: Session, settings: Settings, models: Sequence[nn.Module], gradient: Adaptation
+    session: Session,
+    settings: Settings,
+    models: Sequence[nn.Module],
+    gradient: Adaptation,
+    frozen: dict[Settings, WrittenMemory],
 ) -> Adaptation:
     """Write a memory on the embeddings of a model that gradient steps adapted, or of the frozen one if they failed.
 
@@ -73,6 +77,8 @@ def memory_on_top(
         The model that predicts so far; it has not seen the session's held-back rows.
     gradient : Adaptation
         What the gradient steps led to; without tensors if they were refused.
+    frozen : dict
+        Memories on the frozen model by settings without a step size, which is the gradient steps' alone; added to.
 
     Returns
     -------
@@ -80,7 +86,12 @@ def memory_on_top(
         Fast weights and, if it was accepted, the memory; the report of both lacks the seconds.
     """
     tensors, report = gradient.tensors, gradient.report
-    written = MemoryWriter(session, models, settings, refolded=not tensors).run()
+    key = replace(settings, step_size=None)
+    written = None if tensors else frozen.get(key)
+    if written is None:
+        written = MemoryWriter(session, models, settings, refolded=not tensors).run()
+    if not tensors:
+        frozen[key] = written
     outcome = "accepted" if written.verdict.accepted else "refused"
     reason = f"gradient: {report.reason}; then memory, {outcome}: {written.verdict.reason}"
     if written.memory is None:

@@ -19,6 +19,7 @@ from tttabpfn.adaptation.episodes import Rows, seeded, split_demonstrations
 from tttabpfn.adaptation.fast_model import FastModel
 from tttabpfn.adaptation.gradient import GradientAdaptation
 from tttabpfn.adaptation.guard import row_losses
+from tttabpfn.adaptation.memory import WrittenMemory
 from tttabpfn.adaptation.memory_reader import any_memory
 from tttabpfn.adaptation.memory_session import memory_alone, memory_on_top
 from tttabpfn.adaptation.outcome import Adaptation, Progress
@@ -80,6 +81,7 @@ class Session:
         self.lock = threading.RLock()
         self._frozen_losses: dict[tuple[int, ...] | None, NDArray[np.float64]] = {}
         self._first_gradients: dict[Settings, FirstGradient] = {}
+        self._frozen_memories: dict[Settings, WrittenMemory] = {}
 
     def adapt(self, settings: Settings, progress: Progress | None = None) -> Adaptation:
         """Adapt to the demonstrations.
@@ -110,7 +112,7 @@ class Session:
         if settings.adaptation == "gradient":
             return gradient.absorbed(found)
         models = predicting_models(self.base, found.tensors)
-        both = memory_on_top(self, settings, models, found)
+        both = memory_on_top(self, settings, models, found, self._frozen_memories)
         # A memory is written with the held-back rows too; without one, gradient steps have to take them in.
         return both if any_memory(both.tensors) else gradient.absorbed(both)
 
