@@ -24,7 +24,7 @@ def twins(base, selection):
     return adapter.private_copies(base.models, [{name: own[name] for name in names}]), names
 
 
-# Seen to fail: with the context's rows taken in a wrong order, and with labels not passed on.
+# Seen to fail: with rows taken without looking up their positions, and with labels not passed on.
 def test_kept_rows_give_the_same_logits_and_gradients(prepared):
     base, demonstrations, kept = prepared
     models, names = twins(base, "in_context")
@@ -46,7 +46,7 @@ def test_kept_rows_give_the_same_logits_and_gradients(prepared):
     assert compared > 5
 
 
-# Seen to fail: with what is kept handed out itself, to which the network adds the labels' embeddings.
+# Seen to fail: with rows embedded anew at every call.
 def test_asking_twice_embeds_once_and_gives_the_same_bits(prepared, monkeypatch):
     base, demonstrations, kept = prepared
     models, _ = twins(base, "in_context")
