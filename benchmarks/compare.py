@@ -1,8 +1,9 @@
 """Frozen TabPFN and test-time training side by side: all rows as context and one fifth of them.
 
 Logistic regression and LightGBM with their defaults, on all training rows, stand beside them. Stratified 50/50 splits;
-every TabPFN of a table and seed has the same base weights, the same rows and, at one fifth, the same context. Tables above `--max-rows` are sampled once; tables with more classes than the base takes are left out
-and listed. A row holds scores on the test half, seconds, and the guard's decision.
+every TabPFN of a table and seed has the same base weights, the same rows and, at one fifth, the same context. Tables
+above `--max-rows` are sampled once; tables with more classes than the base takes are left out and listed. A row holds
+scores on the test half, seconds, and the guard's decision.
 """
 
 from __future__ import annotations
