@@ -47,10 +47,13 @@ def test_held_back_rows_lie_outside_a_small_context_and_no_step_sees_them():
     assert not set(split.held_back) & set(context)
     assert set(split.pool) | set(split.held_back) == set(range(100))
     assert split.guard_context.tolist() == context.tolist()
+    assert not split.crossed
 
 
+# Seen to fail: with `crossed` never true.
 def test_held_back_rows_are_taken_out_of_a_whole_context():
     split = split_demonstrations(LABELS, np.arange(100), share=0.25, most=500, rng=seeded(2))
+    assert split.crossed
     assert len(split.held_back) > 15
     assert not set(split.held_back) & set(split.guard_context)
     assert set(np.unique(LABELS[split.guard_context])) == {0, 1, 2}

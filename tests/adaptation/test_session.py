@@ -50,6 +50,23 @@ def test_a_refusal_leaves_no_weights(session, monkeypatch):
     np.testing.assert_array_equal(frozen, session.frozen_losses(range(2)))
 
 
+# Seen to fail: with the factor left out of the guard's question, and with it asked of every context.
+def test_more_evidence_is_asked_where_held_back_rows_are_context_at_predict(make_session, monkeypatch):
+    from tttabpfn.adaptation import gradient, memory
+
+    asked = []
+
+    def judge(frozen, adapted, *, evidence):
+        asked.append(evidence)
+        return Verdict(False, "as the test says", 0.1, 0.01)
+
+    for module in (gradient, memory):
+        monkeypatch.setattr(module, "judge", judge)
+    for context_size in (24, None):
+        make_session(context_size).adapt(replace(SETTINGS, adaptation="both"))
+    assert asked == [1.0, 2.0, 1.5, 3.0]
+
+
 def test_sharing_a_session_changes_no_bit(session, make_session):
     shared = [session.adapt(replace(SETTINGS, step_size=size, guard=False)) for size in (2e-3, 1e-3)]
     apart = [make_session().adapt(replace(SETTINGS, step_size=size, guard=False)) for size in (2e-3, 1e-3)]

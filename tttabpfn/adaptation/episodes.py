@@ -89,6 +89,11 @@ class Split:
     guard_context: Rows
     folds: tuple[Rows, ...] = ()
 
+    @property
+    def crossed(self) -> bool:
+        """Whether held-back rows are context at predict, so that they are judged with a smaller one."""
+        return len(np.intersect1d(self.held_back, self.context)) > 0
+
 
 def split_demonstrations(
     labels: NDArray[np.int64], context: Rows, *, share: float, most: int, rng: np.random.Generator, n_folds: int = 3

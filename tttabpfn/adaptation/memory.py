@@ -99,7 +99,8 @@ class MemoryWriter:
         self.known_rows = session.known_rows(models)
         self.recipe = settings.recipe.memory
         self.refolded = refolded
-        self.guard, self.evidence = settings.guard, self.recipe.evidence
+        self.guard = settings.guard
+        self.evidence = self.recipe.evidence * (settings.recipe.crossed_evidence if session.split.crossed else 1.0)
         self.seed = settings.seed
         self.settings = MemorySettings(
             n_steps=settings.n_steps,
@@ -119,10 +120,9 @@ class MemoryWriter:
 
     def _judged(self) -> WrittenMemory:
         split = self.session.split
-        crossed = len(np.intersect1d(split.held_back, split.context)) > 0
-        if crossed and self._may_refold(len(self.session.labels)):
+        if split.crossed and self._may_refold(len(self.session.labels)):
             everything, folds = self._embed_crossed(split.context, np.arange(len(self.session.labels)))
-        elif crossed:
+        elif split.crossed:
             held_back = self._embed(split.guard_context, split.held_back)
             known = _Embedded.joined(
                 [self._embed(np.setdiff1d(split.guard_context, fold), fold) for fold in split.folds]

@@ -38,6 +38,9 @@ class Recipe:
         Share of the steps that every candidate step size gets before all but the best are dropped.
     evidence : float
         Standard errors by which the held-back gain must exceed zero to be accepted.
+    crossed_evidence : float
+        Factor on the evidence asked for, of gradient steps and memory alike, where the held-back rows are context at
+        predict: they are then judged with a smaller context than predicts, and gain more than new rows will.
     absorb : bool
         After the decision, take a few more steps whose queries are the held-back rows.
     scale : {"lact", "match_rms", "relative"}
@@ -62,6 +65,7 @@ class Recipe:
     step_size_factors: tuple[float, ...] = (0.3, 1.0)
     trial_share: float = 0.15
     evidence: float = 1.0
+    crossed_evidence: float = 1.5
     absorb: bool = True
     scale: str = "match_rms"
     restore_norms: bool = False
