@@ -285,3 +285,13 @@ def test_the_memory_held_is_that_of_the_fast_weights(bundled):
     fitted.predict(X_new)
     size = sum(tensor.numel() * tensor.element_size() for tensor in fast_weights(fitted).values())
     assert fitted.cache.info().bytes == size
+
+
+def test_equal_rows_get_equal_predictions_wherever_they_stand(classifier, table):
+    X, y, X_new, _ = table
+    fitted = classifier().fit(X, y)
+    repeated = np.concatenate([X_new, X_new[::-1], X_new[:7]])
+    found = fitted.predict_proba(repeated)
+    np.testing.assert_array_equal(found[:30], found[30:60][::-1])
+    np.testing.assert_array_equal(found[60:], found[:7])
+    np.testing.assert_array_equal(found[:30], fitted.predict_proba(X_new))

@@ -26,7 +26,7 @@ def test_3_one_row_and_many_agree(bundled_fit):
     np.testing.assert_allclose(halves, together, atol=ATOL, rtol=0)
 
 
-# 3. Seen to fail: without content_order.
+# 3. Seen to fail: without `distinct_rows`.
 @pytest.mark.parametrize("n_rows", [16, 20, 80])
 def test_3_the_order_of_rows_changes_no_bit(n_rows, bundled_fit):
     fitted, rows = bundled_fit

@@ -24,7 +24,7 @@ from tttabpfn.fast_weights.fingerprint import fingerprint
 from tttabpfn.predictor import MemoryPredictor
 from tttabpfn.progress import progress_bar
 from tttabpfn.report import AdaptationReport
-from tttabpfn.row_order import content_order
+from tttabpfn.row_order import distinct_rows
 
 CONTEXT_BRANCH, WRAPPED_BRANCH = 0, 20
 MOST_SESSIONS = 10
@@ -233,9 +233,8 @@ class TTTTabPFNClassifier(ClassifierMixin, BaseEstimator):
         predictor = self._predictor()
         if self._fit_settings.is_frozen:
             return predictor.predict_proba(rows)
-        order = content_order(rows)
-        sorted_back = np.argsort(order)
-        return predictor.predict_proba(take_rows(rows, order))[sorted_back]
+        positions, inverse = distinct_rows(rows)
+        return predictor.predict_proba(take_rows(rows, positions))[inverse]
 
     def adapt(self) -> TTTTabPFNClassifier:
         """Do now what the first prediction would do.

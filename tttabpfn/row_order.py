@@ -1,4 +1,4 @@
-"""Rows in an order of their content, so that the order in which they were given cannot change a prediction."""
+"""Distinct rows in an order of their content, so that neither order nor repetition can change a prediction."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ import pandas as pd
 from numpy.typing import NDArray
 
 
-def content_order(rows: Any) -> NDArray[np.int64]:
-    """Return the positions that sort rows by a hash of their content.
+def distinct_rows(rows: Any) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return one position of each distinct row, sorted by a hash of the content, and where each row is among them.
 
     Matrix products round differently at the end of a block than inside it, so a row's last bits depend on where in the
-    batch it stands. Predicting in this order gives the same bits for the same set of rows, in whatever order they come.
+    batch it stands. Predicting distinct rows in this order gives the same bits for the same set of rows, in whatever
+    order they come, and the same to equal rows. The hash has 64 bits: among a million rows, two different ones are
+    taken for equal with a probability of 3e-8.
 
     Parameters
     ----------
@@ -22,16 +24,22 @@ def content_order(rows: Any) -> NDArray[np.int64]:
 
     Returns
     -------
-    ndarray of shape (n,)
-        Equal rows keep their order.
+    positions : ndarray of shape (n_distinct,)
+        The first of each set of equal rows.
+    inverse : ndarray of shape (n,)
+        ``rows[positions][inverse]`` are the rows.
 
     Examples
     --------
-    >>> rows = np.array([[3.0, 1.0], [2.0, 5.0], [4.0, 4.0]])
+    >>> rows = np.array([[3.0, 1.0], [2.0, 5.0], [3.0, 1.0], [4.0, 4.0]])
+    >>> positions, inverse = distinct_rows(rows)
+    >>> len(positions), np.array_equal(rows[positions][inverse], rows)
+    (3, True)
     >>> turned = rows[::-1]
-    >>> np.array_equal(rows[content_order(rows)], turned[content_order(turned)])
+    >>> np.array_equal(rows[positions], turned[distinct_rows(turned)[0]])
     True
     """
     frame = rows if isinstance(rows, pd.DataFrame) else pd.DataFrame(rows)
     keys = pd.util.hash_pandas_object(frame, index=False, categorize=False).to_numpy()
-    return np.argsort(keys, kind="stable")
+    _, positions, inverse = np.unique(keys, return_index=True, return_inverse=True)
+    return positions, inverse
