@@ -136,7 +136,9 @@ def split_demonstrations(
     return Split(context, pool, held_back, np.setdiff1d(context, held_back), folds)
 
 
-def query_folds(labels: NDArray[np.int64], pool: Rows, n_folds: int, rng: np.random.Generator) -> tuple[Rows, ...]:
+def query_folds(
+    labels: NDArray[np.int64], pool: Rows, n_folds: int, rng: np.random.Generator, *, spare: Rows | None = None
+) -> tuple[Rows, ...]:
     """Parts of the pool that are queries by turns; one row of each class is in none of them.
 
     Parameters
@@ -149,14 +151,17 @@ def query_folds(labels: NDArray[np.int64], pool: Rows, n_folds: int, rng: np.ran
         Parts at most.
     rng : Generator
         Source of randomness.
+    spare : ndarray of int, optional
+        Rows from which that one row of each class is taken; by default the pool.
 
     Returns
     -------
     tuple of ndarray of int
         None of them empty.
     """
-    _, first = np.unique(labels[pool], return_index=True)
-    queries = np.setdiff1d(pool, pool[first])
+    spare = pool if spare is None else spare
+    _, first = np.unique(labels[spare], return_index=True)
+    queries = np.setdiff1d(pool, spare[first])
     parts = stratified_parts(labels[queries], n_folds, rng)
     return tuple(fold for part in range(n_folds) if len(fold := queries[parts == part]))
 

@@ -148,7 +148,7 @@ class GradientAdaptation:
         elif best.step:
             self.path.fast.load(best.weights)
             adapted = self.session.held_back_losses(self.path.fast.models, everyone)
-        evidence = self.recipe.evidence * (self.recipe.crossed_evidence if self.session.split.crossed else 1.0)
+        evidence = self.recipe.evidence * self.recipe.evidence_factor(self.session.split.crossed)
         verdict = judge(frozen, adapted, evidence=evidence)
         if not self.settings.guard:
             verdict = Verdict(True, f"guard=False; {verdict.reason}", verdict.gain, verdict.standard_error)

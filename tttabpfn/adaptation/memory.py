@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from tttabpfn import tabpfn_adapter as adapter
 from tttabpfn.adaptation.episodes import Rows as RowIndices
-from tttabpfn.adaptation.episodes import Split, seeded, stratified_parts
+from tttabpfn.adaptation.episodes import Split, query_folds, seeded, stratified_parts
 from tttabpfn.adaptation.guard import Verdict, judge, row_losses
 from tttabpfn.adaptation.memory_choice import Choice, MemorySettings, choose, write
 from tttabpfn.adaptation.memory_reader import Memory
@@ -100,7 +100,7 @@ class MemoryWriter:
         self.recipe = settings.recipe.memory
         self.refolded = refolded
         self.guard = settings.guard
-        self.evidence = self.recipe.evidence * (settings.recipe.crossed_evidence if session.split.crossed else 1.0)
+        self.evidence = self.recipe.evidence * settings.recipe.evidence_factor(session.split.crossed)
         self.seed = settings.seed
         self.settings = MemorySettings(
             n_steps=settings.n_steps,
@@ -124,9 +124,7 @@ class MemoryWriter:
             everything, folds = self._embed_crossed(split.context, np.arange(len(self.session.labels)))
         elif split.crossed:
             held_back = self._embed(split.guard_context, split.held_back)
-            known = _Embedded.joined(
-                [self._embed(np.setdiff1d(split.guard_context, fold), fold) for fold in split.folds]
-            )
+            known = self._embed_folds(split.guard_context, split.folds)
             everything = _Embedded.joined([known, held_back])
             folds = np.isin(everything.rows, known.rows)[None]
         else:
@@ -197,14 +195,14 @@ class MemoryWriter:
 
         One row of every class only serves as context.
         """
-        _, first = np.unique(self.session.labels[context], return_index=True)
-        rows = np.setdiff1d(rows, context[first])
-        n_parts = min(self.recipe.parts, len(rows))
-        parts = stratified_parts(self.session.labels[rows], n_parts, seeded(self.seed, PART_BRANCH))
-        embedded = _Embedded.joined(
-            [self._embed(np.setdiff1d(context, rows[parts == part]), rows[parts == part]) for part in range(n_parts)]
-        )
-        return embedded, np.stack([~np.isin(embedded.rows, rows[parts == part]) for part in range(n_parts)])
+        rng = seeded(self.seed, PART_BRANCH)
+        folds = query_folds(self.session.labels, rows, self.recipe.parts, rng, spare=context)
+        embedded = self._embed_folds(context, folds)
+        return embedded, np.stack([~np.isin(embedded.rows, fold) for fold in folds])
+
+    def _embed_folds(self, context: RowIndices, folds: Sequence[RowIndices]) -> _Embedded:
+        """Embed each fold's rows given the context's others."""
+        return _Embedded.joined([self._embed(np.setdiff1d(context, fold), fold) for fold in folds])
 
     def _embed(self, context: RowIndices, rows: RowIndices) -> _Embedded:
         """Embed rows given a context, in large chunks; out of memory halves them."""

@@ -72,6 +72,10 @@ class Recipe:
     weight_decay: float = 0.0
     memory: MemoryRecipe = field(default_factory=MemoryRecipe)
 
+    def evidence_factor(self, crossed: bool) -> float:
+        """What evidence is multiplied by, given whether held-back rows are context at predict."""
+        return self.crossed_evidence if crossed else 1.0
+
 
 DEFAULT_STEP_SIZES = {"sgd": 0.1, "momentum": 0.03, "muon": 8e-3, "adamw": 1e-3}
 

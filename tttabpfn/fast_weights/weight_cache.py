@@ -143,7 +143,7 @@ class FastWeightCache:
         CacheEntry or None
             The entry, whose tensors must not be written to; None if there is none.
         """
-        entry = self._recall(check_key(key))
+        entry = self.peek(key)
         self._count_use(hit=entry is not None)
         return entry
 
