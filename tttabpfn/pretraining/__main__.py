@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 
 from tttabpfn.pretraining.arguments import argument_parser, parse
-from tttabpfn.pretraining.train import StepReport, Trainer
+from tttabpfn.pretraining.export import build_model
+from tttabpfn.pretraining.parallel import launch
+from tttabpfn.pretraining.train import train
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -38,18 +39,15 @@ def main(argv: list[str] | None = None) -> int:
                 raise ValueError(f"--minutes must be > 0, got {options.minutes}")
             schedule = dataclasses.replace(config.schedule, minutes=options.minutes, steps=0)
             config = dataclasses.replace(config, schedule=schedule)
-        trainer = Trainer(config, options.out, device=options.device, resume=options.resume, init=options.init)
+        if config.processes > 1 and options.device != "cpu":
+            raise ValueError(f"processes: one alone trains on {options.device!r}, got {config.processes}")
+        if options.init is not None and not Path(options.init).exists():
+            raise FileNotFoundError(f"no checkpoint {options.init}")
+        build_model(config.architecture, config.model, config.seed)
     except (ValueError, FileNotFoundError) as error:
         parser.error(str(error))
-    if options.log is None:
-        trainer.run(save_every=options.save_every)
-        return 0
-    with Path(options.log).open("a", encoding="utf-8", buffering=1) as log:
-
-        def write(record: StepReport) -> None:
-            log.write(json.dumps(dataclasses.asdict(record)) + "\n")
-
-        trainer.run(save_every=options.save_every, report=write)
+    start = {"device": options.device, "resume": options.resume, "init": options.init}
+    launch(config.processes, train, config, options.out, start, options.save_every, options.log)
     return 0
 
 

@@ -119,7 +119,9 @@ class TrainConfig:
     compile : bool
         Whether to compile the model with ``torch.compile``.
     workers : int
-        Processes that generate tables; 0 generates them in the training process.
+        Processes that generate tables, for each one that trains; 0 generates them in the training process.
+    processes : int
+        Processes that train together on parts of every batch, one share of the CPU's cores each.
     """
 
     architecture: str
@@ -132,6 +134,7 @@ class TrainConfig:
     precision: str = "float32"
     compile: bool = False
     workers: int = 1
+    processes: int = 1
 
     def as_dict(self) -> dict[str, Any]:
         """Return the configuration as nested dictionaries of plain values."""
@@ -206,6 +209,8 @@ def _check(config: TrainConfig) -> None:
         raise ValueError("schedule: `steps` must be >= 0, and `minutes` > 0 where `steps` is 0")
     if config.workers < 0:
         raise ValueError(f"workers must be >= 0, got {config.workers}")
+    if config.processes < 1:
+        raise ValueError(f"processes must be >= 1, got {config.processes}")
 
 
 def load_config(path: str | Path) -> TrainConfig:

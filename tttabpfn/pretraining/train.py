@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import json
 import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +21,7 @@ from tttabpfn.pretraining import state
 from tttabpfn.pretraining.config import TrainConfig
 from tttabpfn.pretraining.export import build_model, export_checkpoint
 from tttabpfn.pretraining.muon import MuonAdamW
+from tttabpfn.pretraining.parallel import Team
 from tttabpfn.pretraining.prior.batches import Batch, BatchStream
 from tttabpfn.pretraining.schedule import step_scale
 
@@ -66,6 +70,8 @@ class Trainer:
         Whether to go on from the checkpoint in `out`, if there is one.
     init : str, Path or None
         Checkpoint of another run of the same architecture whose averaged weights this run starts from.
+    team : Team
+        Place of this process among those that train together; by default it is alone.
     """
 
     def __init__(
@@ -76,8 +82,10 @@ class Trainer:
         device: str = "cpu",
         resume: bool = False,
         init: str | Path | None = None,
+        team: Team | None = None,
     ) -> None:
         self.config = config
+        self.team = Team() if team is None else team
         self.out = Path(out)
         self.out.mkdir(parents=True, exist_ok=True)
         self.device = torch.device(device)
@@ -132,18 +140,33 @@ class Trainer:
         with autocast:
             logits = self._forward(X, y[: batch.n_train].to(X.dtype))
         logits = logits.float().reshape(target.shape[0], -1)
-        loss = F.cross_entropy(logits, target, ignore_index=-100)
-        if not math.isfinite(loss.item()):
-            raise FloatingPointError(f"the loss of step {self.step + 1} is {loss.item()}")
+        loss = F.cross_entropy(logits, target, ignore_index=-100, reduction="sum")
         self.optimizer.zero_grad()
         loss.backward()
+        known = target >= 0
+        correct = (logits.argmax(-1) == target)[known]
+        mean_loss, accuracy = self._share(torch.stack([loss.detach(), correct.sum(), known.sum()]))
+        if not math.isfinite(mean_loss):
+            raise FloatingPointError(f"the loss of step {self.step + 1} is {mean_loss}")
         nn.utils.clip_grad_norm_(self.model.parameters(), plan.clip)
         self.optimizer.step(step_scale(self.progress, warmup=plan.warmup, decay_from=plan.decay_from))
         self.step += 1
         self._average()
-        known = target >= 0
-        accuracy = (logits.argmax(-1) == target)[known].float().mean().item()
-        return loss.item(), accuracy
+        return mean_loss, accuracy
+
+    def _share(self, sums: Tensor) -> tuple[float, float]:
+        """Turn this process's gradients of summed losses into the team's mean gradients."""
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        if self.team.size > 1:
+            total = self.team.sum(torch.cat([g.flatten() for g in gradients] + [sums]))
+            sums = total[-len(sums) :]
+            for gradient, summed in zip(
+                gradients, total.split([*(g.numel() for g in gradients), len(sums)]), strict=False
+            ):
+                gradient.copy_(summed.view_as(gradient))
+        loss, correct, known = sums.tolist()
+        torch._foreach_div_(gradients, max(known, 1.0))
+        return loss / max(known, 1.0), correct / max(known, 1.0)
 
     @torch.no_grad()
     def _average(self) -> None:
@@ -177,22 +200,22 @@ class Trainer:
         plan = self.config.schedule
         last_saved = time.monotonic()
         done = 0
-        bar = tqdm(total=100, unit="%", desc="pretraining", disable=report is not None)
-        with BatchStream(self.config) as stream:
+        bar = tqdm(total=100, unit="%", desc="pretraining", disable=report is not None or not self.team.leads)
+        with BatchStream(self.config, part=self.team.rank) as stream:
             while self.progress < 1.0 and (stop_after is None or done < stop_after):
                 started = time.monotonic()
                 last = plan.steps - 1 if plan.steps else UNLIMITED
                 batch = stream.get(self.step, self.progress, last)
                 waited = time.monotonic() - started
                 loss, accuracy = self.train_step(batch)
-                spent = time.monotonic() - started
+                spent = self.team.leaders(time.monotonic() - started)
                 self.seconds += spent
                 done += 1
-                record = StepReport(self.step, self.progress, loss, accuracy, batch.y.size, spent, waited)
-                if report is not None:
-                    report(record)
+                rows = batch.y.size * self.team.size
+                if report is not None and self.team.leads:
+                    report(StepReport(self.step, self.progress, loss, accuracy, rows, spent, waited))
                 bar.update(100 * self.progress - bar.n)
-                bar.set_postfix(step=self.step, loss=f"{loss:.3f}", rows_per_s=f"{batch.y.size / spent:.0f}")
+                bar.set_postfix(step=self.step, loss=f"{loss:.3f}", rows_per_s=f"{rows / spent:.0f}")
                 if time.monotonic() - last_saved > save_every:
                     self.save()
                     last_saved = time.monotonic()
@@ -205,8 +228,10 @@ class Trainer:
         Returns
         -------
         Path
-            The safetensors file.
+            The safetensors file; the process that leads its team writes it.
         """
+        if not self.team.leads:
+            return self.out / "model.safetensors"
         state.save(self.out, self.model, self.optimizer, self.ema, self.step, self.seconds)
         return export_checkpoint(
             self.out / "model.safetensors",
@@ -215,3 +240,44 @@ class Trainer:
             model=self.config.model,
             inference=self.config.inference,
         )
+
+
+def train(
+    team: Team,
+    config: TrainConfig,
+    out: str | Path,
+    start: dict[str, Any],
+    save_every: float = 120.0,
+    log: str | Path | None = None,
+) -> Path:
+    """Train to the end of the schedule, as a member of a team.
+
+    Parameters
+    ----------
+    team : Team
+        Place of this process among those that train together.
+    config : TrainConfig
+        What to train.
+    out : str or Path
+        Folder for checkpoints and the exported weights.
+    start : dict
+        Further arguments of `Trainer`.
+    save_every : float
+        Seconds between checkpoints.
+    log : str, Path or None
+        File that takes one JSON line a step; None shows a progress bar.
+
+    Returns
+    -------
+    Path
+        The exported safetensors file.
+    """
+    trainer = Trainer(config, out, team=team, **start)
+    if log is None or not team.leads:
+        return trainer.run(save_every=save_every)
+    with Path(log).open("a", encoding="utf-8", buffering=1) as lines:
+
+        def write(record: StepReport) -> None:
+            lines.write(json.dumps(dataclasses.asdict(record)) + "\n")
+
+        return trainer.run(save_every=save_every, report=write)

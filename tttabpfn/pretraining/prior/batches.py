@@ -53,7 +53,7 @@ def _log_uniform(rng: np.random.Generator, low: int, high: int) -> int:
 
 
 def sample_shape(rng: np.random.Generator, config: TrainConfig, progress: float) -> Shape:
-    """Draw the shape of a batch in the curriculum's phase at `progress`.
+    """Draw the shape of a batch, or of each process's part of it, in the curriculum's phase at `progress`.
 
     Parameters
     ----------
@@ -73,12 +73,13 @@ def sample_shape(rng: np.random.Generator, config: TrainConfig, progress: float)
     n_columns = _log_uniform(rng, *phase.columns)
     n_train = int(np.clip(n_rows * rng.uniform(0.4, 0.85), 12, n_rows - 4))
     budget = config.schedule.cells / (n_rows * (n_columns + 4))
-    n_tables = int(np.clip(round(budget), 2, config.schedule.max_tables))
+    fewest = 2 if config.processes == 1 else 1
+    n_tables = int(np.clip(round(budget / config.processes), fewest, config.schedule.max_tables))
     return Shape(n_tables, n_rows, n_columns, n_train, phase.max_classes)
 
 
-def sample_batch(config: TrainConfig, index: int, progress: float) -> Batch:
-    """Draw batch number `index`; it depends on the seed, the index and the progress alone.
+def sample_batch(config: TrainConfig, index: int, progress: float, part: int = 0) -> Batch:
+    """Draw batch number `index`; it depends on the seed, the index, the part and the progress alone.
 
     Parameters
     ----------
@@ -88,6 +89,8 @@ def sample_batch(config: TrainConfig, index: int, progress: float) -> Batch:
         Number of the batch.
     progress : float
         Share of the schedule that is over, in [0, 1].
+    part : int
+        Which process's part of the batch; all parts have the same shape.
 
     Returns
     -------
@@ -102,6 +105,8 @@ def sample_batch(config: TrainConfig, index: int, progress: float) -> Batch:
     """
     rng = np.random.default_rng([config.seed, index])
     shape = sample_shape(rng, config, progress)
+    if part:
+        rng = np.random.default_rng([config.seed, index, part])
     X = np.empty((shape.n_rows, shape.n_tables, shape.n_columns), dtype=np.float32)
     y = np.empty((shape.n_rows, shape.n_tables), dtype=np.int64)
     with np.errstate(all="ignore"):
@@ -112,7 +117,7 @@ def sample_batch(config: TrainConfig, index: int, progress: float) -> Batch:
     return Batch(X, y, shape.n_train)
 
 
-def _work(config: TrainConfig, requests: Any, answers: Any) -> None:
+def _work(config: TrainConfig, part: int, requests: Any, answers: Any) -> None:
     parent = os.getppid()
     answers.cancel_join_thread()  # else batches nobody reads keep this process alive after its parent was killed
     while os.getppid() == parent:
@@ -122,7 +127,8 @@ def _work(config: TrainConfig, requests: Any, answers: Any) -> None:
             continue
         if request is None:
             return
-        batch = sample_batch(config, *request)
+        index, progress = request
+        batch = sample_batch(config, index, progress, part)
         answers.put((batch.X, batch.y, batch.n_train))
 
 
@@ -135,17 +141,20 @@ class BatchStream:
         Prior, curriculum, seed and number of workers; with 0 workers batches are drawn on request.
     depth : int
         Batches that each worker is ahead.
+    part : int
+        Which process's part of every batch.
     """
 
-    def __init__(self, config: TrainConfig, depth: int = 4) -> None:
+    def __init__(self, config: TrainConfig, depth: int = 4, part: int = 0) -> None:
         self.config = config
+        self.part = part
         self.depth = depth
         self._pending: deque[int] = deque()
         self._workers: list[Any] = []
         context = multiprocessing.get_context("spawn")
         for _ in range(config.workers):
             requests, answers = context.Queue(), context.Queue()
-            process = context.Process(target=_work, args=(config, requests, answers), daemon=True)
+            process = context.Process(target=_work, args=(config, part, requests, answers), daemon=True)
             with _single_threaded():
                 process.start()
             self._workers.append((process, requests, answers))
@@ -167,7 +176,7 @@ class BatchStream:
         Batch
         """
         if not self._workers:
-            return sample_batch(self.config, index, progress)
+            return sample_batch(self.config, index, progress, self.part)
         ahead = index + 1 if not self._pending else self._pending[-1] + 1
         if not self._pending:
             self._ask(index, progress)

@@ -66,6 +66,28 @@ def coarsen(rng: np.random.Generator, values: Array) -> Array:
     return out
 
 
+def mix(rng: np.random.Generator, values: Array) -> Array:
+    """Observe rotated columns of unequal variance, so that what matters can lie in a direction of little variance.
+
+    Parameters
+    ----------
+    rng : numpy.random.Generator
+        Source of the rotations.
+    values : ndarray of shape (n_rows, n_columns)
+        Standardised columns.
+
+    Returns
+    -------
+    ndarray of shape (n_rows, n_columns)
+        Correlated standardised columns, from which the given ones follow by a linear map.
+    """
+    n_columns = values.shape[1]
+    first, _ = np.linalg.qr(rng.normal(size=(n_columns, n_columns)))
+    second, _ = np.linalg.qr(rng.normal(size=(n_columns, n_columns)))
+    spread = np.exp(rng.uniform(0.0, 1.0) * rng.normal(size=n_columns))
+    return standardise((values @ ((first * spread) @ second)).astype(np.float32))
+
+
 def _warp(rng: np.random.Generator, values: Array) -> Array:
     """Change the marginal of columns monotonically: skewed, heavy-tailed, bounded, or in few distinct values."""
     kind = rng.random()

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-from numpy.typing import NDArray
 
-Array = NDArray[np.float32]
+from tttabpfn.pretraining.prior.formulas import Array, formulas, rules
+
 Mechanism = Callable[[np.random.Generator, Array, int], Array]
 
 
@@ -157,6 +157,8 @@ MECHANISMS: dict[str, Mechanism] = {
     "waves": waves,
     "additive": additive,
     "products": products,
+    "formulas": formulas,
+    "rules": rules,
 }
 
 

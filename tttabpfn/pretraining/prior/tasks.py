@@ -17,12 +17,25 @@ from tttabpfn.pretraining.prior.labels import (
     labels_from_scores,
     tidy,
 )
-from tttabpfn.pretraining.prior.mechanisms import MECHANISMS, Array, activate, apply, standardise
+from tttabpfn.pretraining.prior.mechanisms import Array, activate, apply, standardise
 
 if TYPE_CHECKING:
     from tttabpfn.pretraining.config import PriorConfig
 
 Task = tuple[Array, Labels]
+
+# How often each mechanism computes the label in the family "function".
+MECHANISM_SHARES = {
+    "linear": 0.21,
+    "mlp": 0.16,
+    "trees": 0.19,
+    "prototypes": 0.06,
+    "waves": 0.06,
+    "additive": 0.1,
+    "products": 0.06,
+    "formulas": 0.09,
+    "rules": 0.07,
+}
 
 
 def function_task(rng: np.random.Generator, n_rows: int, n_columns: int, n_classes: int) -> Task:
@@ -33,14 +46,21 @@ def function_task(rng: np.random.Generator, n_rows: int, n_columns: int, n_class
     if rng.random() < 0.25:
         values = standardise(cols.coarsen(rng, values))
     relevant = values[:, : max(1, int(np.ceil(n_columns * rng.uniform(0.3, 1.0))))]
-    name = str(rng.choice(list(MECHANISMS), p=[0.27, 0.18, 0.2, 0.08, 0.07, 0.12, 0.08]))
-    return values, _label_from(rng, name, relevant, n_classes)
+    name = str(rng.choice(list(MECHANISM_SHARES), p=list(MECHANISM_SHARES.values())))
+    if name == "rules" and rng.random() < 0.7:
+        relevant = values[:] = standardise(cols.coarsen(rng, values))
+    labels = _label_from(rng, name, relevant, n_classes)
+    if n_columns > 2 and rng.random() < 0.2:
+        values = cols.mix(rng, values)
+    return values, labels
 
 
 def _label_from(rng: np.random.Generator, name: str, causes: Array, n_classes: int) -> Labels:
     if n_classes > 2 and rng.random() < 0.6:
         return labels_from_scores(rng, apply(rng, name, causes, n_classes))
     score = apply(rng, name, causes, 1)[:, 0]
+    if n_classes == 3 and name in ("linear", "formulas") and rng.random() < 0.3:
+        return np.searchsorted(np.median(score) + np.array([-1.0, 1.0]) * np.exp(rng.uniform(-4.0, -1.0)), score)
     if rng.random() < 0.5:
         score = score + np.exp(rng.uniform(-3.5, 0.0)) * rng.normal(size=score.shape)
     return labels_from_score(rng, score.astype(np.float32), n_classes)
@@ -85,13 +105,12 @@ def cluster_task(rng: np.random.Generator, n_rows: int, n_columns: int, n_classe
     noise = rng.normal(size=(n_rows, n_columns))
     if n_columns > 1 and rng.random() < 0.6:
         rank = int(rng.integers(1, n_columns + 1))
-        mixing = rng.normal(size=(n_clusters if rng.random() < 0.3 else 1, rank, n_columns)) / np.sqrt(rank)
+        mixing = rng.normal(size=(n_clusters if rng.random() < 0.45 else 1, rank, n_columns)) / np.sqrt(rank)
         factors = rng.normal(size=(n_rows, rank))
-        shared = (
-            np.einsum("nr,nrc->nc", factors, mixing[cluster % len(mixing)])
-            if rank * n_columns < 256
-            else (factors @ mixing[0])
-        )
+        shared = np.empty((n_rows, n_columns))
+        for number, loadings in enumerate(mixing):
+            members = cluster % len(mixing) == number
+            shared[members] = factors[members] @ loadings
         share = rng.uniform(0.2, 0.95)
         noise = np.sqrt(1 - share) * noise + np.sqrt(share) * shared
     values = centres[cluster] + spread[cluster] * noise
