@@ -50,7 +50,9 @@ class Bench:
         data = self.data
         X = pd.concat([data.X_train, data.X_test], ignore_index=True)
         y = np.concatenate([data.y_train, data.y_test])
-        session = Session(self.estimator, X, y, y, self.context, take=take, seed=data.seed, share=0.25, most=500)
+        session = Session(
+            self.estimator, X, y, y, self.context, take=take, seed=data.seed, share=0.25, most=500, most_members=4
+        )
         train, test = np.arange(len(data.y_train)), np.arange(len(data.y_train), len(y))
         folds = query_folds(y, train, 3, seeded(data.seed)) if len(self.context) == len(train) else ()
         session.split = Split(self.context, train, test, self.context, folds)

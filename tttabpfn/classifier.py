@@ -42,7 +42,8 @@ class TTTTabPFNClassifier(ClassifierMixin, BaseEstimator):
     Parameters
     ----------
     estimator : TabPFNClassifier, optional
-        An unfitted classifier to adapt. None: one on the bundled checkpoint, which needs no network.
+        An unfitted classifier to adapt. None: one on the bundled checkpoint, which needs no network. As many ensemble
+        members as its `n_estimators` adapt; with "auto", four of the usual eight, which then predict alone.
     step_size : float or "auto", default="auto"
         Size of an update, 0 or more; its unit depends on the update rule. "auto" chooses it on held-back
         demonstrations. 0 switches adaptation off.
@@ -324,6 +325,7 @@ class TTTTabPFNClassifier(ClassifierMixin, BaseEstimator):
                 seed=self._fit_settings.seed,
                 share=recipe.held_back_share,
                 most=recipe.max_held_back,
+                most_members=recipe.most_members,
             ),
             nbytes=lambda session: session.nbytes,
             most=MOST_SESSIONS,
@@ -344,18 +346,22 @@ class TTTTabPFNClassifier(ClassifierMixin, BaseEstimator):
         models = predicting_models(base, entry.tensors)
         key = self._session_key()
         session = self._resolved_cache().attached(key, "session")
-        if session is not None and adapter.can_be_refitted(session.inner):
-            inner = adapter.refit_with_cache(session.inner, base, models)
+        fitted = None if session is None else session.inner if entry.tensors else session.whole
+        if fitted is not None and adapter.can_be_refitted(fitted):
+            inner = adapter.refit_with_cache(fitted, base, models)
         else:
-            inner = self._fitted_tabpfn(models, fit_mode="fit_with_cache")
+            n_members = entry.header["report"]["n_members"] if entry.tensors else None
+            inner = self._fitted_tabpfn(models, fit_mode="fit_with_cache", n_members=n_members)
         memory = Memory.of_tensors(entry.tensors)
         return inner if memory is None else MemoryPredictor(inner, memory, self._fit_settings.backend)
 
-    def _fitted_tabpfn(self, models: Any, *, fit_mode: str | None) -> TabPFNClassifier:
+    def _fitted_tabpfn(self, models: Any, *, fit_mode: str | None, n_members: int | None = None) -> TabPFNClassifier:
         rows = self.context_indices_
         X, y = take_rows(self._rows, rows), self._labels[rows]
         base = adapter.load_base(self._wrapped_estimator)
-        return adapter.fit_tabpfn(self._wrapped_estimator, base, X, y, models=models, fit_mode=fit_mode)
+        wrapped = self._wrapped_estimator
+        estimator = wrapped if n_members is None else adapter.with_members(wrapped, n_members)
+        return adapter.fit_tabpfn(estimator, base, X, y, models=models, fit_mode=fit_mode)
 
     def __getstate__(self) -> dict[str, Any]:
         state = super().__getstate__()

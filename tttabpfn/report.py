@@ -30,6 +30,8 @@ class AdaptationReport:
         Rows kept as context at predict.
     n_demonstrations : int
         Rows given to ``fit``.
+    n_members : int
+        Ensemble members that were adapted, and predict if the adaptation was accepted.
     n_held_back : int
         Demonstrations on which frozen and adapted model were compared.
     loss_frozen : float or None
@@ -72,6 +74,7 @@ class AdaptationReport:
     n_steps: int = 0
     context_size: int = 0
     n_demonstrations: int = 0
+    n_members: int = 0
     n_held_back: int = 0
     loss_frozen: float | None = None
     loss_adapted: float | None = None

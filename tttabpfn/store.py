@@ -16,7 +16,7 @@ from tttabpfn.fast_weights.cache import CacheEntry
 from tttabpfn.fast_weights.fingerprint import fingerprint
 from tttabpfn.report import AdaptationReport
 
-_ALGORITHM = 4  # raise it whenever the same inputs would give other fast weights
+_ALGORITHM = 5  # raise it whenever the same inputs would give other fast weights
 
 
 def _versions() -> tuple[str, ...]:
@@ -65,7 +65,7 @@ def session_key(estimator: TabPFNClassifier, settings: Settings, data: str) -> s
     estimator : TabPFNClassifier
         The wrapped classifier.
     settings : Settings
-        Only the seed and what is held back matter.
+        Only the seed, what is held back and how many members adapt matter.
     data : str
         Fingerprint of demonstrations, labels and context.
 
@@ -75,9 +75,9 @@ def session_key(estimator: TabPFNClassifier, settings: Settings, data: str) -> s
         64 hexadecimal digits.
     """
     recipe = settings.recipe
-    held_back = (settings.seed, recipe.held_back_share, recipe.max_held_back)
+    shared = (settings.seed, recipe.held_back_share, recipe.max_held_back, recipe.most_members)
     base = adapter.load_base(estimator)
-    return fingerprint("session", base.content, _estimator_print(estimator), held_back, data)
+    return fingerprint("session", base.content, _estimator_print(estimator), shared, data)
 
 
 def to_entry(adaptation: Adaptation, creator: str) -> CacheEntry:

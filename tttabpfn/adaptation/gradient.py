@@ -139,10 +139,9 @@ class GradientAdaptation:
         return best, point, curve
 
     def _verdict(self, best: PathPoint) -> tuple[Verdict, float, float]:
-        """Compare frozen and adapted model in the predicting configuration: all members, same context."""
+        """Compare the two models that could predict: all their members, same context."""
         everyone = list(range(self.session.demonstrations.n_members))
-        frozen = self.session.frozen_losses(everyone)
-        adapted = frozen
+        frozen = adapted = self.session.standing_losses()
         if best.step and self.scorers == everyone and best.step == self._last_scored[0]:
             adapted = self._last_scored[1]
         elif best.step:
@@ -203,6 +202,7 @@ class GradientAdaptation:
             "update_rule": self.settings.update_rule,
             "context_size": len(split.context),
             "n_demonstrations": len(self.session.labels),
+            "n_members": self.session.demonstrations.n_members,
             "n_held_back": len(split.held_back),
             "fast_weight_bytes": self.path.fast.nbytes,
         }

@@ -134,6 +134,8 @@ class MemoryWriter:
         choice = choose(self._rows(everything, scale, folds), self.settings, self._row_losses(everything.rows))
         order = np.concatenate([np.flatnonzero(~fold) for fold in folds])
         frozen = self._row_losses(everything.rows)(everything.offsets[:, order], order)
+        if self.refolded:  # refused, the frozen model would predict with all its members
+            frozen = frozen - self.session.worth_of_other_members()
         verdict = judge(frozen, choice.losses, evidence=self.evidence)
         verdict = replace(verdict, reason=f"{choice.describe()}: {verdict.reason}")
         if not self.guard:

@@ -44,6 +44,7 @@ def memory_alone(session: Session, settings: Settings) -> Adaptation:
         n_steps=written.choice.steps if written.verdict.accepted else 0,
         context_size=len(session.split.context),
         n_demonstrations=len(session.labels),
+        n_members=session.demonstrations.n_members,
         n_held_back=written.n_held_back,
         loss_frozen=_known(written.loss_frozen),
         loss_adapted=_known(_mean(written)),

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -52,6 +53,8 @@ class Session:
         Root of the seed tree.
     share, most : float, int
         Share and number of rows to hold back.
+    most_members : int
+        Ensemble members that adapt, where the estimator leaves their number open.
     """
 
     def __init__(
@@ -66,19 +69,27 @@ class Session:
         seed: int,
         share: float,
         most: int,
+        most_members: int,
     ) -> None:
         self.labels = labels
         self.base = adapter.load_base(estimator)
         rng = seeded(seed, HELD_BACK_BRANCH)
         self.split = split_demonstrations(labels, context, share=share, most=most, rng=rng)
-        self.inner = adapter.fit_tabpfn(
-            estimator, self.base, take(X, context), take(y, context), fit_mode="fit_preprocessors"
-        )
+        rows, row_labels = take(X, context), take(y, context)
+        self.whole = adapter.fit_tabpfn(estimator, self.base, rows, row_labels, fit_mode="fit_preprocessors")
+        n_members = adapter.members_to_adapt(self.whole, most_members)
+        self.inner = self.whole
+        self._thinned = n_members < self.whole.n_estimators_
+        if self._thinned:
+            fewer = adapter.with_members(estimator, n_members)
+            self.inner = adapter.fit_tabpfn(fewer, self.base, rows, row_labels, fit_mode="fit_preprocessors")
+            self._prepare_whole = partial(adapter.prepare_demonstrations, self.whole, self.base, X, labels)
         self.demonstrations = adapter.prepare_demonstrations(self.inner, self.base, X, labels)
         self.row_embeddings = adapter.keep_row_embeddings(self.base.models, self.demonstrations)
         # Copies: a network that starts from kept row embeddings has its row stage replaced meanwhile.
         self.frozen = predicting_models(self.base, {})
         self.lock = threading.RLock()
+        self._standing_losses: NDArray[np.float64] | None = None
         self._frozen_losses: dict[tuple[int, ...] | None, NDArray[np.float64]] = {}
         self._first_gradients: dict[Settings, FirstGradient] = {}
         self._frozen_memories: dict[Settings, WrittenMemory] = {}
@@ -144,23 +155,49 @@ class Session:
             self._frozen_losses[key] = self.held_back_losses(self.frozen, members)
         return self._frozen_losses[key]
 
+    def standing_losses(self) -> NDArray[np.float64]:
+        """Log loss of each held-back row under what predicts if nothing is accepted: the frozen model, all members."""
+        if not self._thinned:
+            return self.frozen_losses(list(range(self.demonstrations.n_members)))
+        if self._standing_losses is None:
+            self._standing_losses = self._losses(self.frozen, self.whole, self._prepare_whole(), None, None)
+            del self._prepare_whole  # and with it the demonstrations as the user gave them
+        return self._standing_losses
+
+    def worth_of_other_members(self) -> float:
+        """What members that do not adapt are worth to the frozen model: nats per held-back row, 0 at least."""
+        if not self._thinned:
+            return 0.0
+        few = self.frozen_losses(list(range(self.demonstrations.n_members)))
+        return max(0.0, float((few - self.standing_losses()).mean()))
+
     def held_back_losses(
         self, models: Sequence[nn.Module], members: Sequence[int] | None = None
     ) -> NDArray[np.float64]:
         """Log loss of each held-back row, as the predicting configuration (or some of its members) would score it."""
+        return self._losses(models, self.inner, self.demonstrations, members, self.known_rows(models))
+
+    def _losses(
+        self,
+        models: Sequence[nn.Module],
+        fitted: TabPFNClassifier,
+        demonstrations: adapter.Demonstrations,
+        members: Sequence[int] | None,
+        known_rows: adapter.RowEmbeddings | None,
+    ) -> NDArray[np.float64]:
         held_back = self.split.held_back
-        device = self.demonstrations.labels.device
+        device = demonstrations.labels.device
         with torch.no_grad():
             logits = adapter.member_logits(
                 models,
-                self.demonstrations,
+                demonstrations,
                 torch.as_tensor(self.split.guard_context, device=device),
                 torch.as_tensor(held_back, device=device),
                 members,
-                known_rows=self.known_rows(models),
+                known_rows=known_rows,
             )
             assert isinstance(logits, Tensor)
-            probabilities = self.inner.logits_to_probabilities(logits).cpu().numpy()
+            probabilities = fitted.logits_to_probabilities(logits).cpu().numpy()
         return row_losses(probabilities, self.labels[held_back])
 
 

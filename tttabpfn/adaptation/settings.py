@@ -13,6 +13,9 @@ class Recipe:
 
     Parameters
     ----------
+    most_members : int
+        Ensemble members that adapt, and predict afterwards, where the wrapped estimator leaves their number to TabPFN
+        (``n_estimators="auto"``, eight): every member gets a share of the steps, so that fewer of them adapt further.
     members_per_step : int
         Ensemble members in one update; they rotate from step to step.
     members_per_score : int
@@ -53,6 +56,7 @@ class Recipe:
         How the fast-weight memory is written.
     """
 
+    most_members: int = 4
     members_per_step: int = 1
     members_per_score: int = 2
     resample_context: bool = False

@@ -28,6 +28,8 @@ from tttabpfn.tabpfn_adapter.wrapped import (
     default_estimator,
     max_context_rows,
     max_features,
+    members_to_adapt,
+    with_members,
     with_settled_seed,
 )
 
@@ -48,10 +50,12 @@ __all__ = [
     "max_context_rows",
     "max_features",
     "member_logits",
+    "members_to_adapt",
     "predict_with_embeddings",
     "prepare_demonstrations",
     "private_copies",
     "probabilities",
     "refit_with_cache",
+    "with_members",
     "with_settled_seed",
 ]
