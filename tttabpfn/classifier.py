@@ -350,18 +350,25 @@ class TTTTabPFNClassifier(ClassifierMixin, BaseEstimator):
         if fitted is not None and adapter.can_be_refitted(fitted):
             inner = adapter.refit_with_cache(fitted, base, models)
         else:
-            n_members = entry.header["report"]["n_members"] if entry.tensors else None
-            inner = self._fitted_tabpfn(models, fit_mode="fit_with_cache", n_members=n_members)
+            inner = self._fitted_anew(base, models, adapted=bool(entry.tensors))
         memory = Memory.of_tensors(entry.tensors)
         return inner if memory is None else MemoryPredictor(inner, memory, self._fit_settings.backend)
 
-    def _fitted_tabpfn(self, models: Any, *, fit_mode: str | None, n_members: int | None = None) -> TabPFNClassifier:
+    def _fitted_anew(self, base: adapter.Base, models: Any, *, adapted: bool) -> TabPFNClassifier:
+        """What the session would have been refitted to, had it been at hand."""
+        whole = self._fitted_tabpfn(None, fit_mode="fit_preprocessors")
+        if not adapter.can_be_refitted(whole):
+            return self._fitted_tabpfn(models, fit_mode="fit_with_cache")
+        if adapted:
+            most = self._fit_settings.recipe.most_members
+            whole = adapter.with_members(whole, adapter.members_to_adapt(whole, most))
+        return adapter.refit_with_cache(whole, base, models)
+
+    def _fitted_tabpfn(self, models: Any, *, fit_mode: str | None) -> TabPFNClassifier:
         rows = self.context_indices_
         X, y = take_rows(self._rows, rows), self._labels[rows]
         base = adapter.load_base(self._wrapped_estimator)
-        wrapped = self._wrapped_estimator
-        estimator = wrapped if n_members is None else adapter.with_members(wrapped, n_members)
-        return adapter.fit_tabpfn(estimator, base, X, y, models=models, fit_mode=fit_mode)
+        return adapter.fit_tabpfn(self._wrapped_estimator, base, X, y, models=models, fit_mode=fit_mode)
 
     def __getstate__(self) -> dict[str, Any]:
         state = super().__getstate__()

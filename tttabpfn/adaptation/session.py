@@ -6,7 +6,6 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -75,16 +74,13 @@ class Session:
         self.base = adapter.load_base(estimator)
         rng = seeded(seed, HELD_BACK_BRANCH)
         self.split = split_demonstrations(labels, context, share=share, most=most, rng=rng)
-        rows, row_labels = take(X, context), take(y, context)
-        self.whole = adapter.fit_tabpfn(estimator, self.base, rows, row_labels, fit_mode="fit_preprocessors")
-        n_members = adapter.members_to_adapt(self.whole, most_members)
-        self.inner = self.whole
-        self._thinned = n_members < self.whole.n_estimators_
-        if self._thinned:
-            fewer = adapter.with_members(estimator, n_members)
-            self.inner = adapter.fit_tabpfn(fewer, self.base, rows, row_labels, fit_mode="fit_preprocessors")
-            self._prepare_whole = partial(adapter.prepare_demonstrations, self.whole, self.base, X, labels)
-        self.demonstrations = adapter.prepare_demonstrations(self.inner, self.base, X, labels)
+        self.whole = adapter.fit_tabpfn(
+            estimator, self.base, take(X, context), take(y, context), fit_mode="fit_preprocessors"
+        )
+        self.members = adapter.members_to_adapt(self.whole, most_members)
+        self.inner = adapter.with_members(self.whole, self.members)
+        self._everyone = adapter.prepare_demonstrations(self.whole, self.base, X, labels)
+        self.demonstrations = self._everyone.of_members(self.members)
         self.row_embeddings = adapter.keep_row_embeddings(self.base.models, self.demonstrations)
         # Copies: a network that starts from kept row embeddings has its row stage replaced meanwhile.
         self.frozen = predicting_models(self.base, {})
@@ -132,7 +128,7 @@ class Session:
         """Size of demonstrations, row embeddings and first gradients (one at least), in bytes."""
         first = sum(gradient.nbytes for gradient in self._first_gradients.values())
         kept = 0 if self.row_embeddings is None else self.row_embeddings.nbytes
-        return self.demonstrations.nbytes + kept + (first or sum(model_bytes(model) for model in self.base.models))
+        return self._everyone.nbytes + kept + (first or sum(model_bytes(model) for model in self.base.models))
 
     def path(self, settings: Settings) -> GradientPath:
         """A gradient path from the frozen weights; its first gradient serves every step size and number of steps."""
@@ -149,7 +145,7 @@ class Session:
         return kept if kept is not None and kept.serve(models) else None
 
     def frozen_losses(self, members: Sequence[int] | None = None) -> NDArray[np.float64]:
-        """Log loss of each held-back row under the frozen model; computed once per set of members."""
+        """Log loss of each held-back row under the frozen model; computed once per set of adapting members."""
         key = None if members is None else tuple(members)
         if key not in self._frozen_losses:
             self._frozen_losses[key] = self.held_back_losses(self.frozen, members)
@@ -157,48 +153,54 @@ class Session:
 
     def standing_losses(self) -> NDArray[np.float64]:
         """Log loss of each held-back row under what predicts if nothing is accepted: the frozen model, all members."""
-        if not self._thinned:
-            return self.frozen_losses(list(range(self.demonstrations.n_members)))
+        if len(self.members) == self._everyone.n_members:
+            return self.frozen_losses(list(range(len(self.members))))
         if self._standing_losses is None:
-            self._standing_losses = self._losses(self.frozen, self.whole, self._prepare_whole(), None, None)
-            del self._prepare_whole  # and with it the demonstrations as the user gave them
+            known_rows = self.known_rows(self.frozen)
+            own = self._held_back_logits(self.frozen, self.demonstrations, known_rows=known_rows)
+            logits = dict(zip(self.members, own, strict=True))
+            others = sorted(set(range(self._everyone.n_members)) - set(self.members))
+            found = self._held_back_logits(self.frozen, self._everyone.of_members(others), known_rows=None)
+            logits |= dict(zip(others, found, strict=True))
+            self._standing_losses = self._losses(self.whole, torch.stack([logits[member] for member in sorted(logits)]))
         return self._standing_losses
 
     def worth_of_other_members(self) -> float:
         """What members that do not adapt are worth to the frozen model: nats per held-back row, 0 at least."""
-        if not self._thinned:
+        if len(self.members) == self._everyone.n_members:
             return 0.0
-        few = self.frozen_losses(list(range(self.demonstrations.n_members)))
+        few = self.frozen_losses(list(range(len(self.members))))
         return max(0.0, float((few - self.standing_losses()).mean()))
 
     def held_back_losses(
         self, models: Sequence[nn.Module], members: Sequence[int] | None = None
     ) -> NDArray[np.float64]:
-        """Log loss of each held-back row, as the predicting configuration (or some of its members) would score it."""
-        return self._losses(models, self.inner, self.demonstrations, members, self.known_rows(models))
+        """Log loss of each held-back row, as the adapting members (or some of them) would score it."""
+        known_rows = self.known_rows(models)
+        return self._losses(
+            self.inner, self._held_back_logits(models, self.demonstrations, members, known_rows=known_rows)
+        )
 
-    def _losses(
+    def _held_back_logits(
         self,
         models: Sequence[nn.Module],
-        fitted: TabPFNClassifier,
         demonstrations: adapter.Demonstrations,
-        members: Sequence[int] | None,
+        members: Sequence[int] | None = None,
+        *,
         known_rows: adapter.RowEmbeddings | None,
-    ) -> NDArray[np.float64]:
-        held_back = self.split.held_back
+    ) -> Tensor:
         device = demonstrations.labels.device
+        context = torch.as_tensor(self.split.guard_context, device=device)
+        held_back = torch.as_tensor(self.split.held_back, device=device)
         with torch.no_grad():
-            logits = adapter.member_logits(
-                models,
-                demonstrations,
-                torch.as_tensor(self.split.guard_context, device=device),
-                torch.as_tensor(held_back, device=device),
-                members,
-                known_rows=known_rows,
-            )
-            assert isinstance(logits, Tensor)
+            logits = adapter.member_logits(models, demonstrations, context, held_back, members, known_rows=known_rows)
+        assert isinstance(logits, Tensor)
+        return logits
+
+    def _losses(self, fitted: TabPFNClassifier, logits: Tensor) -> NDArray[np.float64]:
+        with torch.no_grad():
             probabilities = fitted.logits_to_probabilities(logits).cpu().numpy()
-        return row_losses(probabilities, self.labels[held_back])
+        return row_losses(probabilities, self.labels[self.split.held_back])
 
 
 def model_bytes(model: nn.Module) -> int:

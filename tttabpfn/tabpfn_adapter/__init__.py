@@ -18,6 +18,7 @@ from tttabpfn.tabpfn_adapter.demonstrations import (
     member_logits,
     prepare_demonstrations,
 )
+from tttabpfn.tabpfn_adapter.members import members_to_adapt, with_members
 from tttabpfn.tabpfn_adapter.predictions import predict_with_embeddings, probabilities
 from tttabpfn.tabpfn_adapter.refitted import can_be_refitted, refit_with_cache
 from tttabpfn.tabpfn_adapter.row_embeddings import RowEmbeddings
@@ -28,8 +29,6 @@ from tttabpfn.tabpfn_adapter.wrapped import (
     default_estimator,
     max_context_rows,
     max_features,
-    members_to_adapt,
-    with_members,
     with_settled_seed,
 )
 

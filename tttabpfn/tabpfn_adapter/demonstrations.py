@@ -65,6 +65,21 @@ class Demonstrations:
         """Number of ensemble members."""
         return len(self.members)
 
+    def of_members(self, members: Sequence[int]) -> Demonstrations:
+        """The views of some members.
+
+        Parameters
+        ----------
+        members : sequence of int
+            Positions.
+
+        Returns
+        -------
+        Demonstrations
+            It shares the rows.
+        """
+        return dataclasses.replace(self, members=tuple(self.members[position] for position in members))
+
     @property
     def nbytes(self) -> int:
         """Size of all members' rows in bytes."""

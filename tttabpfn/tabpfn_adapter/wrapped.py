@@ -10,10 +10,9 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from sklearn.base import clone
 from tabpfn import TabPFNClassifier
-from tabpfn.base import ModelSpecs, resolved_n_estimators
+from tabpfn.base import ModelSpecs
 from tabpfn.inference_config import InferenceConfig, cpu_sample_limit
 from tabpfn.model_loading import resolve_model_path, resolve_model_version
-from tabpfn.preprocessing.ensemble import DEFAULT_N_ESTIMATORS
 from tabpfn.settings import settings
 from tabpfn.utils import infer_devices, infer_random_state
 
@@ -191,45 +190,6 @@ def check_estimator_settings(estimator: TabPFNClassifier) -> None:
         )
     if estimator.differentiable_input:
         raise ValueError("estimator.differentiable_input must be False, got True.")
-
-
-def members_to_adapt(fitted: TabPFNClassifier, most: int) -> int:
-    """How many members of an ensemble to adapt: all that were asked for, fewer where their number was left open.
-
-    Parameters
-    ----------
-    fitted : TabPFNClassifier
-        Fitted.
-    most : int
-        Members where ``n_estimators="auto"`` came to TabPFN's usual number.
-
-    Returns
-    -------
-    int
-        All of them too where a wide table takes more than usual to cover its columns, and one for each checkpoint at
-        least.
-    """
-    open_choice = resolved_n_estimators(fitted) == "auto" and fitted.n_estimators_ == DEFAULT_N_ESTIMATORS
-    return max(most, len(fitted.models_)) if open_choice else int(fitted.n_estimators_)
-
-
-def with_members(estimator: TabPFNClassifier, n_members: int) -> TabPFNClassifier:
-    """Return a clone with another number of ensemble members.
-
-    Parameters
-    ----------
-    estimator : TabPFNClassifier
-        Unfitted; not changed.
-    n_members : int
-        At least 1.
-
-    Returns
-    -------
-    TabPFNClassifier
-    """
-    other = clone(estimator)
-    other.n_estimators = n_members
-    return other
 
 
 def with_settled_seed(estimator: TabPFNClassifier, fallback: int) -> TabPFNClassifier:
