@@ -82,6 +82,7 @@ class Session:
         self._everyone = adapter.prepare_demonstrations(self.whole, self.base, X, labels)
         self.demonstrations = self._everyone.of_members(self.members)
         self.row_embeddings = adapter.keep_row_embeddings(self.base.models, self.demonstrations)
+        self._announce_folds()
         # Copies: a network that starts from kept row embeddings has its row stage replaced meanwhile.
         self.frozen = predicting_models(self.base, {})
         self.lock = threading.RLock()
@@ -122,6 +123,15 @@ class Session:
         both = memory_on_top(self, settings, models, found, self._frozen_memories)
         # A memory is written with the held-back rows too; without one, gradient steps have to take them in.
         return both if any_memory(both.tensors) else gradient.absorbed(both)
+
+    def _announce_folds(self) -> None:
+        """Episodes with a fold's rows as queries never ask for held-back rows."""
+        if self.row_embeddings is None:
+            return
+        device = self.demonstrations.labels.device
+        for fold in self.split.folds:
+            context = np.setdiff1d(self.split.pool, fold)
+            self.row_embeddings.announce(*(torch.as_tensor(rows, device=device) for rows in (context, fold)))
 
     @property
     def nbytes(self) -> int:

@@ -28,7 +28,7 @@ class _RowsAreKnown(Exception):
 
 @dataclass(frozen=True)
 class _Embedded:
-    """One member's rows given one context: `rows[position[row]]` is the embedding of demonstration `row`."""
+    """One member's rows given one context: `rows[position[row]]` embeds demonstration `row`; position -1: not there."""
 
     rows: Tensor
     position: Tensor
@@ -66,6 +66,17 @@ class RowEmbeddings:
         self._prepare = prepare
         self._most_bytes = most_bytes
         self._kept: OrderedDict[tuple[int, bytes], _Embedded] = OrderedDict()
+        self._announced: dict[bytes, Tensor] = {}
+
+    def announce(self, context: Tensor, query: Tensor) -> None:
+        """Say which rows will be asked for with a context, so that the others need not be embedded.
+
+        Parameters
+        ----------
+        context, query : Tensor of shape (n,), (Q,), int64
+            Demonstrations; if others are asked for all the same, all are embedded.
+        """
+        self._announced[_digest(context)] = query
 
     def serve(self, models: Iterable[nn.Module]) -> bool:
         """Whether networks have the very row stage that embedded: its tensors are theirs.
@@ -103,21 +114,27 @@ class RowEmbeddings:
         """
         if self._n_rows - len(context) > MOST_ROWS:
             return self._embed(member, torch.cat([context, query]), len(context))
-        key = member, hashlib.blake2b(context.cpu().numpy().tobytes(), digest_size=16).digest()
-        if key not in self._kept:
-            self._kept[key] = self._embed_all(member, context)
-            while len(self._kept) > 1 and self.nbytes > self._most_bytes:
-                self._kept.popitem(last=False)
-        self._kept.move_to_end(key)
-        embedded = self._kept[key]
-        return embedded.rows[:, embedded.position[torch.cat([context, query])]]
+        digest = _digest(context)
+        rows = torch.cat([context, query])
+        kept = self._kept.get((member, digest))
+        if kept is None:
+            kept = self._embed_with(member, context, self._announced.get(digest))
+        if (kept.position[rows] < 0).any():
+            kept = self._embed_with(member, context, None)
+        self._kept[member, digest] = kept
+        self._kept.move_to_end((member, digest))
+        while len(self._kept) > 1 and self.nbytes > self._most_bytes:
+            self._kept.popitem(last=False)
+        return kept.rows[:, kept.position[rows]]
 
-    def _embed_all(self, member: int, context: Tensor) -> _Embedded:
-        """Every demonstration at once, so that a row's bits do not depend on which were asked for first."""
-        outside = torch.ones(self._n_rows, dtype=torch.bool, device=context.device)
+    def _embed_with(self, member: int, context: Tensor, query: Tensor | None) -> _Embedded:
+        """All announced rows (None: all there are) at once: a row's bits do not depend on which are asked for first."""
+        outside = torch.full((self._n_rows,), query is None, device=context.device)
+        if query is not None:
+            outside[query] = True
         outside[context] = False
         rows = torch.cat([context, torch.nonzero(outside).flatten()])
-        position = torch.empty_like(rows)
+        position = torch.full((self._n_rows,), -1, device=rows.device)
         position[rows] = torch.arange(len(rows), device=rows.device)
         return _Embedded(self._embed(member, rows, len(context)), position)
 
@@ -135,6 +152,10 @@ class RowEmbeddings:
         with _replaced(model, record), suppress(_RowsAreKnown):
             model(x, labels[:n_context], only_return_standard_out=True, **multiclass(model))
         return found[0]
+
+
+def _digest(rows: Tensor) -> bytes:
+    return hashlib.blake2b(rows.cpu().numpy().tobytes(), digest_size=16).digest()
 
 
 def has_row_stage(model: nn.Module) -> bool:
