@@ -231,11 +231,16 @@ class TTTTabPFNClassifier(ClassifierMixin, BaseEstimator):
         check_is_fitted(self, "classes_")
         rows = validation.check_rows(X, estimator=self, least_rows=1)
         validate_data(self, X, skip_check_array=True, reset=False)
-        predictor = self._predictor()
+        key, predictor = self._keyed_predictor()
         if self._fit_settings.is_frozen:
             return predictor.predict_proba(rows)
-        positions, inverse = distinct_rows(rows)
-        return predictor.predict_proba(take_rows(rows, positions))[inverse]
+
+        def compute() -> NDArray[np.floating[Any]]:
+            positions, inverse = distinct_rows(rows)
+            return predictor.predict_proba(take_rows(rows, positions))[inverse]
+
+        session = self._resolved_cache().attached(self._session_key(), "session")
+        return compute() if session is None else session.predictions(key, rows, compute)
 
     def adapt(self) -> TTTTabPFNClassifier:
         """Do now what the first prediction would do.
@@ -333,11 +338,12 @@ class TTTTabPFNClassifier(ClassifierMixin, BaseEstimator):
 
     def _predictor(self) -> Any:
         """What predicts: fitted on the context rows, with the adapted networks or the frozen ones."""
+        return self._keyed_predictor()[1]
+
+    def _keyed_predictor(self) -> tuple[str, Any]:
         key, entry = self._entry()
-        if not entry.tensors and not self._fit_settings.is_frozen:
-            # Whatever step size was refused, the same frozen model predicts.
-            key = self._session_key()
-        return self._resolved_cache().attachment(key, "predictor", partial(self._build_predictor, entry))
+        key = store.predictor_key(entry, key, self._session_key(), self._fit_settings)
+        return key, self._resolved_cache().attachment(key, "predictor", partial(self._build_predictor, entry))
 
     def _build_predictor(self, entry: CacheEntry) -> TabPFNClassifier | MemoryPredictor:
         if self._fit_settings.is_frozen:

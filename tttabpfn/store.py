@@ -11,7 +11,7 @@ from safetensors.torch import load, save
 from tabpfn import TabPFNClassifier
 
 from tttabpfn import tabpfn_adapter as adapter
-from tttabpfn.adaptation import Adaptation, Settings
+from tttabpfn.adaptation import Adaptation, Settings, adapted_by_gradient
 from tttabpfn.fast_weights.cache import CacheEntry
 from tttabpfn.fast_weights.fingerprint import fingerprint
 from tttabpfn.report import AdaptationReport
@@ -78,6 +78,33 @@ def session_key(estimator: TabPFNClassifier, settings: Settings, data: str) -> s
     shared = (settings.seed, recipe.held_back_share, recipe.max_held_back, recipe.most_members)
     base = adapter.load_base(estimator)
     return fingerprint("session", base.content, _estimator_print(estimator), shared, data)
+
+
+def predictor_key(entry: CacheEntry, key: str, session: str, settings: Settings) -> str:
+    """Key of what predicts after an adaptation: candidates of a search that end in the same model share it.
+
+    Parameters
+    ----------
+    entry : CacheEntry
+        The adaptation.
+    key, session : str
+        Its key, and that of its session.
+    settings : Settings
+        What was asked for.
+
+    Returns
+    -------
+    str
+        The session's key if the frozen model predicts, whatever step size was refused; one without the step size if
+        just a memory was accepted that does not depend on it; else the entry's own.
+    """
+    if settings.is_frozen or adapted_by_gradient(entry.tensors):
+        return key
+    if not entry.tensors:
+        return session
+    return (
+        fingerprint("predictor", session, replace(settings, step_size=None)) if settings.adaptation == "both" else key
+    )
 
 
 def to_entry(adaptation: Adaptation, creator: str) -> CacheEntry:

@@ -57,14 +57,18 @@ class FirstGradient:
     ----------
     found : tuple or None
         Gradients by parameter name, loss and notes, once a path has computed them.
+    orthogonal : dict of Tensor, optional
+        Takes Muon's orthogonal factors of them, for paths of other step sizes; None keeps none.
     """
 
     found: tuple[dict[str, Tensor], float, tuple[str, ...]] | None = None
+    orthogonal: dict[str, Tensor] | None = None
 
     @property
     def nbytes(self) -> int:
         """Size of the gradients in bytes."""
-        return 0 if self.found is None else sum(g.numel() * g.element_size() for g in self.found[0].values())
+        gradients = {} if self.found is None else self.found[0]
+        return sum(g.numel() * g.element_size() for g in (*gradients.values(), *(self.orthogonal or {}).values()))
 
 
 class GradientPath:
@@ -166,7 +170,8 @@ class GradientPath:
         def update(
             chunk: Chunk, weights: Stacks, gradients: Stacks, state: update_rules.State
         ) -> tuple[Stacks, update_rules.State]:
-            size = step_size * factor(chunk.start // chunk_size)
+            step = chunk.start // chunk_size
+            size = step_size * factor(step)
             new, state = update_rules.update(
                 settings.update_rule,
                 weights,
@@ -177,6 +182,7 @@ class GradientPath:
                 restore_norms=recipe.restore_norms and settings.update_rule == "muon",
                 initial_norms=norms,
                 backend=settings.backend,
+                orthogonal=self._first.orthogonal if step == 0 and episode is None else None,
             )
             if recipe.weight_decay:
                 pull = size * recipe.weight_decay

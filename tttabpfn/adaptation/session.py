@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -25,8 +26,11 @@ from tttabpfn.adaptation.memory_session import memory_alone, memory_on_top
 from tttabpfn.adaptation.outcome import Adaptation, Progress
 from tttabpfn.adaptation.path import FirstGradient, GradientPath
 from tttabpfn.adaptation.settings import Settings
+from tttabpfn.fast_weights.fingerprint import fingerprint
 
 HELD_BACK_BRANCH = 2
+MOST_PREDICTIONS, MOST_SHARED_ROWS = 4, 10_000
+"""Predictions that the candidates of a search share, and rows of each."""
 
 
 class Session:
@@ -86,6 +90,9 @@ class Session:
         # Copies: a network that starts from kept row embeddings has its row stage replaced meanwhile.
         self.frozen = predicting_models(self.base, {})
         self.lock = threading.RLock()
+        self._adaptations = 0
+        self._fast_models: dict[str | tuple[str, ...], FastModel] = {}
+        self._predictions: OrderedDict[tuple[str, str], NDArray[np.floating[Any]]] = OrderedDict()
         self._standing_losses: NDArray[np.float64] | None = None
         self._frozen_losses: dict[tuple[int, ...] | None, NDArray[np.float64]] = {}
         self._first_gradients: dict[Settings, FirstGradient] = {}
@@ -108,6 +115,7 @@ class Session:
         """
         started = time.perf_counter()
         with self.lock:
+            self._adaptations += 1
             found = self._adapt(settings, progress)
         report = replace(found.report, seconds=time.perf_counter() - started)
         return Adaptation(found.tensors, report)
@@ -119,7 +127,7 @@ class Session:
         found = gradient.run()
         if settings.adaptation == "gradient":
             return gradient.absorbed(found)
-        models = predicting_models(self.base, found.tensors)
+        models = predicting_models(self.base, found.tensors) if found.tensors else self.frozen
         both = memory_on_top(self, settings, models, found, self._frozen_memories)
         # A memory is written with the held-back rows too; without one, gradient steps have to take them in.
         return both if any_memory(both.tensors) else gradient.absorbed(both)
@@ -134,17 +142,61 @@ class Session:
             self.row_embeddings.announce(*(torch.as_tensor(rows, device=device) for rows in (context, fold)))
 
     @property
+    def is_searched(self) -> bool:
+        """Whether these demonstrations were adapted to before, as they are by a search over step sizes."""
+        return self._adaptations > 1
+
+    def predictions(
+        self, key: str, rows: Any, compute: Callable[[], NDArray[np.floating[Any]]]
+    ) -> NDArray[np.floating[Any]]:
+        """Predictions, shared by those candidates of a search that end in the same model.
+
+        Parameters
+        ----------
+        key : str
+            Key of what predicts.
+        rows : frame or array
+            What it predicts.
+        compute : callable
+            Predicts.
+
+        Returns
+        -------
+        ndarray of shape (n_rows, n_classes)
+            A search keeps the last few; a single adaptation none.
+        """
+        if not self.is_searched or len(rows) > MOST_SHARED_ROWS:
+            return compute()
+        label = key, fingerprint(rows)
+        with self.lock:
+            if label not in self._predictions:
+                self._predictions[label] = compute()
+                if len(self._predictions) > MOST_PREDICTIONS:
+                    self._predictions.popitem(last=False)
+            self._predictions.move_to_end(label)
+            return self._predictions[label].copy()
+
+    @property
     def nbytes(self) -> int:
         """Size of demonstrations, row embeddings and first gradients (one at least), in bytes."""
         first = sum(gradient.nbytes for gradient in self._first_gradients.values())
         kept = 0 if self.row_embeddings is None else self.row_embeddings.nbytes
-        return self._everyone.nbytes + kept + (first or sum(model_bytes(model) for model in self.base.models))
+        shared = sum(2 * fast.nbytes for fast in self._fast_models.values())
+        shared += sum(found.nbytes for found in self._predictions.values())
+        own = self._everyone.nbytes + kept + shared
+        return own + (first or sum(model_bytes(model) for model in self.base.models))
 
     def path(self, settings: Settings) -> GradientPath:
         """A gradient path from the frozen weights; its first gradient serves every step size and number of steps."""
         key = replace(settings, step_size=None, n_steps=1, guard=True)
         first = self._first_gradients.setdefault(key, FirstGradient())
-        fast = FastModel(self.base.models, settings.fast_weights)
+        if self.is_searched and first.orthogonal is None:
+            first.orthogonal = {}
+        fast = self._fast_models.get(settings.fast_weights)
+        if fast is None:
+            fast = FastModel(self.base.models, settings.fast_weights)
+            if self.is_searched:
+                self._fast_models[settings.fast_weights] = fast
         return GradientPath(
             fast, self.demonstrations, self.labels, self.split, settings, first, self.known_rows(fast.models)
         )
@@ -236,7 +288,21 @@ def predicting_models(base: adapter.Base, tensors: dict[str, Tensor]) -> list[nn
     fast: list[dict[str, Tensor]] = [{} for _ in base.models]
     for name, value in tensors.items():
         position, _, parameter = name.partition(":")
-        if not position.isdigit():
-            continue  # a memory's, which sits on the networks' embeddings
-        fast[int(position)][parameter] = value
+        if position.isdigit():  # else it is a memory's, which sits on the networks' embeddings
+            fast[int(position)][parameter] = value
     return adapter.private_copies(base.models, fast, trainable=False)
+
+
+def adapted_by_gradient(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether there are fast weights of a network among an adaptation's tensors, not just a memory's.
+
+    Parameters
+    ----------
+    tensors : mapping of str to Tensor
+        As `predicting_models` takes them.
+
+    Returns
+    -------
+    bool
+    """
+    return any(name.partition(":")[0].isdigit() for name in tensors)

@@ -105,6 +105,7 @@ def update(
     initial_norms: Mapping[str, Tensor] | None = None,
     norm_eps: float = 1e-8,
     backend: str = "auto",
+    orthogonal: dict[str, Tensor] | None = None,
 ) -> tuple[dict[str, Tensor], State]:
     r"""One update of all fast weights; returns new weights and state and edits nothing.
 
@@ -163,6 +164,9 @@ def update(
         Added to the present norm in the restoration (LaCT: 1e-5).
     backend : {"auto", "torch", "triton"}, default="auto"
         Who runs the leaf operations. "triton" runs or raises.
+    orthogonal : dict of Tensor, optional
+        Muon's orthogonal factors: an empty dict takes them, a filled one is used in place of the iteration. For updates
+        from one gradient and state by several step sizes.
 
     Returns
     -------
@@ -205,8 +209,10 @@ def update(
         matrices = {name: value for name, value in gradients.items() if value.dim() == 3}
         for name, value in matrices.items():
             first[name] = matrices[name] = value + _per_entry(momentum, value, "momentum") * first[name]
-        orthogonal = _orthogonalise(matrices, newton_schulz, newton_schulz_steps, newton_schulz_dtype, backend)
-        directions |= {name: _scaled(value, weights[name], scale) for name, value in orthogonal.items()}
+        found = orthogonal or _orthogonalise(matrices, newton_schulz, newton_schulz_steps, newton_schulz_dtype, backend)
+        if orthogonal is not None:
+            orthogonal.update(found)
+        directions |= {name: _scaled(value, weights[name], scale) for name, value in found.items()}
 
     new_weights = dict(weights)
     for name, direction in directions.items():
