@@ -16,12 +16,11 @@ from tabpfn import TabPFNClassifier
 
 from tttabpfn import parameters, store, validation
 from tttabpfn import tabpfn_adapter as adapter
-from tttabpfn.adaptation import Session, Settings, predicting_models
+from tttabpfn.adaptation import Session, Settings
 from tttabpfn.adaptation.episodes import seeded, stratified_rows
-from tttabpfn.adaptation.memory_reader import Memory
 from tttabpfn.fast_weights.cache import CacheEntry, FastWeightCache, resolve_cache
 from tttabpfn.fast_weights.fingerprint import fingerprint
-from tttabpfn.predictor import MemoryPredictor
+from tttabpfn.predictor import MemoryPredictor, build_predictor
 from tttabpfn.progress import progress_bar
 from tttabpfn.report import AdaptationReport
 from tttabpfn.row_order import distinct_rows
@@ -240,7 +239,7 @@ class TTTTabPFNClassifier(ClassifierMixin, BaseEstimator):
             return predictor.predict_proba(take_rows(rows, positions))[inverse]
 
         session = self._resolved_cache().attached(self._session_key(), "session")
-        return compute() if session is None else session.predictions(key, rows, compute)
+        return compute() if session is None else session.predictions.of(key, rows, compute)
 
     def adapt(self) -> TTTTabPFNClassifier:
         """Do now what the first prediction would do.
@@ -346,35 +345,10 @@ class TTTTabPFNClassifier(ClassifierMixin, BaseEstimator):
         return key, self._resolved_cache().attachment(key, "predictor", partial(self._build_predictor, entry))
 
     def _build_predictor(self, entry: CacheEntry) -> TabPFNClassifier | MemoryPredictor:
-        if self._fit_settings.is_frozen:
-            return self._fitted_tabpfn(None, fit_mode=None)
-        base = adapter.load_base(self._wrapped_estimator)
-        models = predicting_models(base, entry.tensors)
-        key = self._session_key()
-        session = self._resolved_cache().attached(key, "session")
-        fitted = None if session is None else session.inner if entry.tensors else session.whole
-        if fitted is not None and adapter.can_be_refitted(fitted):
-            inner = adapter.refit_with_cache(fitted, base, models)
-        else:
-            inner = self._fitted_anew(base, models, adapted=bool(entry.tensors))
-        memory = Memory.of_tensors(entry.tensors)
-        return inner if memory is None else MemoryPredictor(inner, memory, self._fit_settings.backend)
-
-    def _fitted_anew(self, base: adapter.Base, models: Any, *, adapted: bool) -> TabPFNClassifier:
-        """What the session would have been refitted to, had it been at hand."""
-        whole = self._fitted_tabpfn(None, fit_mode="fit_preprocessors")
-        if not adapter.can_be_refitted(whole):
-            return self._fitted_tabpfn(models, fit_mode="fit_with_cache")
-        if adapted:
-            most = self._fit_settings.recipe.most_members
-            whole = adapter.with_members(whole, adapter.members_to_adapt(whole, most))
-        return adapter.refit_with_cache(whole, base, models)
-
-    def _fitted_tabpfn(self, models: Any, *, fit_mode: str | None) -> TabPFNClassifier:
         rows = self.context_indices_
-        X, y = take_rows(self._rows, rows), self._labels[rows]
-        base = adapter.load_base(self._wrapped_estimator)
-        return adapter.fit_tabpfn(self._wrapped_estimator, base, X, y, models=models, fit_mode=fit_mode)
+        session = self._resolved_cache().attached(self._session_key(), "session")
+        context = take_rows(self._rows, rows), self._labels[rows]
+        return build_predictor(self._wrapped_estimator, self._fit_settings, entry.tensors, *context, session)
 
     def __getstate__(self) -> dict[str, Any]:
         state = super().__getstate__()

@@ -46,7 +46,7 @@ def test_unknown_architectures_and_model_settings_are_named(values):
 
 
 def test_files_that_are_missing_or_not_toml_are_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match="shipped are: cpu, gpu"):
+    with pytest.raises(FileNotFoundError, match=r"shipped are: cpu, .*gpu"):
         load_config(tmp_path / "none.toml")
     broken = tmp_path / "broken.toml"
     broken.write_text("architecture = ")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -26,11 +25,9 @@ from tttabpfn.adaptation.memory_session import memory_alone, memory_on_top
 from tttabpfn.adaptation.outcome import Adaptation, Progress
 from tttabpfn.adaptation.path import FirstGradient, GradientPath
 from tttabpfn.adaptation.settings import Settings
-from tttabpfn.fast_weights.fingerprint import fingerprint
+from tttabpfn.adaptation.shared_predictions import SharedPredictions
 
 HELD_BACK_BRANCH = 2
-MOST_PREDICTIONS, MOST_SHARED_ROWS = 4, 10_000
-"""Predictions that the candidates of a search share, and rows of each."""
 
 
 class Session:
@@ -92,7 +89,7 @@ class Session:
         self.lock = threading.RLock()
         self._adaptations = 0
         self._fast_models: dict[str | tuple[str, ...], FastModel] = {}
-        self._predictions: OrderedDict[tuple[str, str], NDArray[np.floating[Any]]] = OrderedDict()
+        self.predictions = SharedPredictions(lambda: self.is_searched)
         self._standing_losses: NDArray[np.float64] | None = None
         self._frozen_losses: dict[tuple[int, ...] | None, NDArray[np.float64]] = {}
         self._first_gradients: dict[Settings, FirstGradient] = {}
@@ -146,44 +143,13 @@ class Session:
         """Whether these demonstrations were adapted to before, as they are by a search over step sizes."""
         return self._adaptations > 1
 
-    def predictions(
-        self, key: str, rows: Any, compute: Callable[[], NDArray[np.floating[Any]]]
-    ) -> NDArray[np.floating[Any]]:
-        """Predictions, shared by those candidates of a search that end in the same model.
-
-        Parameters
-        ----------
-        key : str
-            Key of what predicts.
-        rows : frame or array
-            What it predicts.
-        compute : callable
-            Predicts.
-
-        Returns
-        -------
-        ndarray of shape (n_rows, n_classes)
-            A search keeps the last few; a single adaptation none.
-        """
-        if not self.is_searched or len(rows) > MOST_SHARED_ROWS:
-            return compute()
-        label = key, fingerprint(rows)
-        with self.lock:
-            if label not in self._predictions:
-                self._predictions[label] = compute()
-                if len(self._predictions) > MOST_PREDICTIONS:
-                    self._predictions.popitem(last=False)
-            self._predictions.move_to_end(label)
-            return self._predictions[label].copy()
-
     @property
     def nbytes(self) -> int:
         """Size of demonstrations, row embeddings and first gradients (one at least), in bytes."""
         first = sum(gradient.nbytes for gradient in self._first_gradients.values())
         kept = 0 if self.row_embeddings is None else self.row_embeddings.nbytes
         shared = sum(2 * fast.nbytes for fast in self._fast_models.values())
-        shared += sum(found.nbytes for found in self._predictions.values())
-        own = self._everyone.nbytes + kept + shared
+        own = self._everyone.nbytes + kept + shared + self.predictions.nbytes
         return own + (first or sum(model_bytes(model) for model in self.base.models))
 
     def path(self, settings: Settings) -> GradientPath:
@@ -270,7 +236,7 @@ def model_bytes(model: nn.Module) -> int:
     return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
 
 
-def predicting_models(base: adapter.Base, tensors: dict[str, Tensor]) -> list[nn.Module]:
+def predicting_models(base: adapter.Base, tensors: Mapping[str, Tensor]) -> list[nn.Module]:
     """Networks that predict with fast weights.
 
     Parameters

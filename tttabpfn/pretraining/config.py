@@ -219,7 +219,7 @@ def load_config(path: str | Path) -> TrainConfig:
     Parameters
     ----------
     path : str or Path
-        A TOML file, or ``cpu`` or ``gpu`` for the ones shipped with the package.
+        A TOML file, or the name of one shipped with the package: ``gpu``, ``cpu`` and the parts that follow it.
 
     Returns
     -------
@@ -240,7 +240,8 @@ def load_config(path: str | Path) -> TrainConfig:
     shipped = CONFIG_DIR / f"{path}.toml"
     path = shipped if shipped.exists() and not Path(path).exists() else Path(path)
     if not path.exists():
-        raise FileNotFoundError(f"no configuration file {path}; shipped are: cpu, gpu")
+        names = ", ".join(sorted(file.stem for file in CONFIG_DIR.glob("*.toml")))
+        raise FileNotFoundError(f"no configuration file {path}; shipped are: {names}")
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except tomllib.TOMLDecodeError as error:

@@ -1,0 +1,82 @@
+"""Predictions that the candidates of a search share, because they end in the same model."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tttabpfn.fast_weights.fingerprint import fingerprint
+
+MOST_ROWS = 10_000
+"""Rows of a prediction above which it is not kept."""
+
+Probabilities = NDArray[np.floating[Any]]
+
+
+class SharedPredictions:
+    """The last few predictions of a search, by what predicted and what was predicted.
+
+    A search scores many step sizes on the same rows. Those that the guard refuses all end in the frozen model, whose
+    predictions are then computed once.
+
+    Parameters
+    ----------
+    wanted : callable
+        Tells whether there is a search going on; nothing is kept before.
+    most : int
+        Predictions kept.
+
+    Examples
+    --------
+    >>> shared = SharedPredictions(lambda: True)
+    >>> rows, compute = np.zeros((2, 1)), lambda: np.full((2, 2), 0.5)
+    >>> shared.of("frozen", rows, compute).shape, shared.nbytes
+    ((2, 2), 32)
+    """
+
+    def __init__(self, wanted: Callable[[], bool], most: int = 4) -> None:
+        self._wanted = wanted
+        self._most = most
+        self._kept: OrderedDict[tuple[str, str], Probabilities] = OrderedDict()
+        self._lock = threading.Lock()
+
+    @property
+    def nbytes(self) -> int:
+        """Size of what is kept, in bytes."""
+        return sum(found.nbytes for found in self._kept.values())
+
+    def of(self, key: str, rows: Any, compute: Callable[[], Probabilities]) -> Probabilities:
+        """Predictions, computed or kept.
+
+        Parameters
+        ----------
+        key : str
+            Key of what predicts.
+        rows : frame or array
+            What it predicts.
+        compute : callable
+            Predicts; called while other threads' predictions are not held up.
+
+        Returns
+        -------
+        ndarray of shape (n_rows, n_classes)
+            The caller's own.
+        """
+        if len(rows) > MOST_ROWS or not self._wanted():
+            return compute()
+        label = key, fingerprint(rows)
+        with self._lock:
+            found = self._kept.get(label)
+        if found is None:
+            found = compute()
+        with self._lock:
+            self._kept[label] = found
+            self._kept.move_to_end(label)
+            if len(self._kept) > self._most:
+                self._kept.popitem(last=False)
+        return found.copy()
