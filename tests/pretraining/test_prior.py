@@ -8,7 +8,15 @@ from sklearn.ensemble import RandomForestClassifier
 
 from tttabpfn.pretraining.config import PriorConfig, load_config
 from tttabpfn.pretraining.prior import BatchStream, sample_batch, sample_shape, sample_task
-from tttabpfn.pretraining.prior.columns import hide_cells, junk, sample_causes, scale_like_inference
+from tttabpfn.pretraining.prior.columns import (
+    hide_cells,
+    junk,
+    mix,
+    products_of_pairs,
+    sample_causes,
+    scale_like_inference,
+)
+from tttabpfn.pretraining.prior.formulas import rules
 from tttabpfn.pretraining.prior.labels import labels_from_score, tidy
 from tttabpfn.pretraining.prior.mechanisms import MECHANISMS, apply
 
@@ -86,6 +94,47 @@ def test_junk_columns_do_not_depend_on_the_informative_ones():
     informative = sample_causes(rng, 4000, 3)
     correlation = np.corrcoef(informative.T, junk(rng, informative, 4).T)[:3, 3:]
     assert np.abs(correlation).max() < 0.08
+
+
+def test_mixed_columns_hold_the_given_ones_and_are_correlated():
+    rng = np.random.default_rng(0)
+    given = np.random.default_rng(1).normal(size=(500, 4)).astype(np.float32)
+    strongest = []
+    for _ in range(10):
+        mixed = np.column_stack([mix(rng, given), np.ones(500)])
+        found, *_ = np.linalg.lstsq(mixed, given, rcond=None)
+        np.testing.assert_allclose(mixed @ found, given, atol=1e-2)
+        strongest.append(np.abs(np.corrcoef(mixed[:, :4].T)[np.triu_indices(4, 1)]).max())
+    assert max(strongest) > 0.7
+
+
+def test_every_product_is_that_of_two_standardised_columns():
+    rng = np.random.default_rng(0)
+    values = 5 + 3 * rng.normal(size=(300, 3)).astype(np.float32)
+    scaled = (values - values.mean(axis=0)) / values.std(axis=0)
+    pairs = np.stack([scaled[:, i] * scaled[:, j] for i in range(3) for j in range(i, 3)], axis=1)
+    products = products_of_pairs(rng, values, 5)
+    assert products.shape == (300, 5)
+    for column in products.T:
+        assert np.abs(pairs - column[:, None]).max(axis=0).min() < 1e-3
+
+
+def test_products_count_among_the_columns():
+    rng = np.random.default_rng(0)
+    for n_columns in (4, 5, 9, 40):
+        X, _ = sample_task(rng, 60, n_columns, 40, only("function", products=1.0), max_classes=3)
+        assert X.shape == (60, n_columns)
+
+
+def test_rules_depend_on_levels_alone_and_take_few_values():
+    rng = np.random.default_rng(0)
+    levels = rng.integers(3, size=(400, 4)).astype(np.float32)
+    out = rules(rng, levels, 3)
+    rows, index = np.unique(levels, axis=0, return_inverse=True)
+    for effect in out.T:
+        assert 2 <= len(np.unique(effect)) <= 6
+        for row in range(len(rows)):
+            assert len(np.unique(effect[index.ravel() == row])) == 1
 
 
 def test_hidden_cells_leave_something_in_every_column():

@@ -24,9 +24,9 @@ class PriorConfig:
     ----------
     families : dict of str to float
         Relative frequency of the task families ``function``, ``graph`` and ``cluster``.
-    categorical, missing, junk, redundant, label_noise : float
+    categorical, missing, junk, redundant, products, label_noise : float
         Probability that a table has categorical columns, missing cells, uninformative columns, columns computed from
-        others, or flipped labels.
+        others, products of two columns among its columns, or flipped labels.
     """
 
     families: dict[str, float] = field(default_factory=lambda: {"function": 0.4, "graph": 0.35, "cluster": 0.25})
@@ -34,6 +34,7 @@ class PriorConfig:
     missing: float = 0.15
     junk: float = 0.3
     redundant: float = 0.25
+    products: float = 0.0
     label_noise: float = 0.3
 
 
@@ -200,7 +201,7 @@ def _check(config: TrainConfig) -> None:
     known = {"function", "graph", "cluster"}
     if set(config.prior.families) != known or min(config.prior.families.values()) < 0:
         raise ValueError(f"prior: `families` needs the keys {sorted(known)} with values >= 0")
-    for name in ("categorical", "missing", "junk", "redundant", "label_noise"):
+    for name in ("categorical", "missing", "junk", "redundant", "products", "label_noise"):
         if not 0 <= getattr(config.prior, name) <= 1:
             raise ValueError(f"prior: `{name}` must be in [0, 1], got {getattr(config.prior, name)}")
     if config.precision not in ("float32", "bfloat16"):

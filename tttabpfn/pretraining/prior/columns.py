@@ -166,6 +166,27 @@ def redundant(rng: np.random.Generator, informative: Array, n_columns: int) -> A
     return standardise(effects + noise * rng.normal(size=effects.shape).astype(np.float32))
 
 
+def products_of_pairs(rng: np.random.Generator, values: Array, n_columns: int) -> Array:
+    """Products of two standardised observed columns, as TabPFN's preprocessing can append them.
+
+    Parameters
+    ----------
+    rng : numpy.random.Generator
+        Source of the pairs.
+    values : ndarray of shape (n_rows, n_observed)
+        Observed columns.
+    n_columns : int
+        Products wanted.
+
+    Returns
+    -------
+    ndarray of shape (n_rows, n_columns)
+    """
+    scaled = standardise(values)
+    left, right = rng.integers(values.shape[1], size=(2, n_columns))
+    return (scaled[:, left] * scaled[:, right]).astype(np.float32)
+
+
 def scale_like_inference(rng: np.random.Generator, values: Array, n_train: int) -> Array:
     """Scale columns as the ensemble members do at inference: not at all, to uniform quantiles, or squashed.
 

@@ -166,11 +166,15 @@ def sample_task(
     while True:
         n_classes = class_count(rng, min(max_classes, max(2, n_train // 6)))
         n_junk = int(rng.integers(0, n_columns // 2 + 1)) if n_columns > 2 and rng.random() < config.junk else 0
+        n_products = 0
+        if n_columns - n_junk > 3 and rng.random() < config.products:
+            n_products = int(rng.integers(1, min(20, 3 * (n_columns - n_junk) // 4) + 1))
         n_extra = 0
-        if n_columns - n_junk > 3 and rng.random() < config.redundant:
-            n_extra = int(rng.integers(1, (n_columns - n_junk) // 2 + 1))
+        n_free = n_columns - n_junk - n_products
+        if n_free > 3 and rng.random() < config.redundant:
+            n_extra = int(rng.integers(1, n_free // 2 + 1))
         family = FAMILIES[str(rng.choice(family_names, p=family_share))]
-        values, labels = family(rng, n_rows, n_columns - n_junk - n_extra, n_classes)
+        values, labels = family(rng, n_rows, n_free - n_extra, n_classes)
         labels = flip(rng, labels, n_classes, config)
         labels, usable = tidy(rng, labels, n_train)
         if usable:
@@ -180,8 +184,11 @@ def sample_task(
         parts.append(cols.redundant(rng, values, n_extra))
     if n_junk:
         parts.append(cols.junk(rng, values, n_junk))
-    values = np.concatenate(parts, axis=1)[:, rng.permutation(n_columns)]
-    values = cols.dress(rng, values.astype(np.float32), config)
+    values = np.concatenate(parts, axis=1)
+    values = cols.dress(rng, values[:, rng.permutation(values.shape[1])].astype(np.float32), config)
+    if n_products:
+        values = np.concatenate([values, cols.products_of_pairs(rng, values, n_products)], axis=1)
+        values = values[:, rng.permutation(n_columns)]
     values = cols.scale_like_inference(rng, values, n_train)
     if rng.random() < config.missing:
         values = cols.hide_cells(rng, values)
