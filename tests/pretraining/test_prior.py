@@ -105,7 +105,7 @@ def test_mixed_columns_hold_the_given_ones_and_are_correlated():
         found, *_ = np.linalg.lstsq(mixed, given, rcond=None)
         np.testing.assert_allclose(mixed @ found, given, atol=1e-2)
         strongest.append(np.abs(np.corrcoef(mixed[:, :4].T)[np.triu_indices(4, 1)]).max())
-    assert max(strongest) > 0.7
+    assert max(strongest) > 0.5
 
 
 def test_every_product_is_that_of_two_standardised_columns():
