@@ -226,7 +226,7 @@ def main() -> None:
         partial(cold_seconds, checkpoint, given.processes, given.threads),
         partial(import_seconds, given.processes),
     ]
-    parts += [partial(memory, checkpoint, given.models, part) for part in ("all", "mlp")]
+    parts += [partial(memory, checkpoint, given.models, part) for part in ("all", "in_context", "mlp")]
     found = []
     for part in parts:
         found.append(part())
