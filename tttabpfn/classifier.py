@@ -239,7 +239,9 @@ class TTTTabPFNClassifier(ClassifierMixin, BaseEstimator):
             return predictor.predict_proba(take_rows(rows, positions))[inverse]
 
         session = self._resolved_cache().attached(self._session_key(), "session")
-        return compute() if session is None else session.predictions.of(key, rows, compute)
+        if session is None or not session.is_searched:
+            return compute()
+        return session.predictions.of(key, rows, compute)
 
     def adapt(self) -> TTTTabPFNClassifier:
         """Do now what the first prediction would do.

@@ -89,7 +89,7 @@ class Session:
         self.lock = threading.RLock()
         self._adaptations = 0
         self._fast_models: dict[str | tuple[str, ...], FastModel] = {}
-        self.predictions = SharedPredictions(lambda: self.is_searched)
+        self.predictions = SharedPredictions()
         self._standing_losses: NDArray[np.float64] | None = None
         self._frozen_losses: dict[tuple[int, ...] | None, NDArray[np.float64]] = {}
         self._first_gradients: dict[Settings, FirstGradient] = {}
@@ -186,6 +186,7 @@ class Session:
         if self._standing_losses is None:
             known_rows = self.known_rows(self.frozen)
             own = self._held_back_logits(self.frozen, self.demonstrations, known_rows=known_rows)
+            self._frozen_losses.setdefault(tuple(range(len(self.members))), self._losses(self.inner, own))
             logits = dict(zip(self.members, own, strict=True))
             others = sorted(set(range(self._everyone.n_members)) - set(self.members))
             found = self._held_back_logits(self.frozen, self._everyone.of_members(others), known_rows=None)

@@ -26,21 +26,18 @@ class SharedPredictions:
 
     Parameters
     ----------
-    wanted : callable
-        Tells whether there is a search going on; nothing is kept before.
     most : int
         Predictions kept.
 
     Examples
     --------
-    >>> shared = SharedPredictions(lambda: True)
+    >>> shared = SharedPredictions()
     >>> rows, compute = np.zeros((2, 1)), lambda: np.full((2, 2), 0.5)
     >>> shared.of("frozen", rows, compute).shape, shared.nbytes
     ((2, 2), 32)
     """
 
-    def __init__(self, wanted: Callable[[], bool], most: int = 4) -> None:
-        self._wanted = wanted
+    def __init__(self, most: int = 4) -> None:
         self._most = most
         self._kept: OrderedDict[tuple[str, str], Probabilities] = OrderedDict()
         self._lock = threading.Lock()
@@ -67,7 +64,7 @@ class SharedPredictions:
         ndarray of shape (n_rows, n_classes)
             The caller's own.
         """
-        if len(rows) > MOST_ROWS or not self._wanted():
+        if len(rows) > MOST_ROWS:
             return compute()
         label = key, fingerprint(rows)
         with self._lock:

@@ -9,7 +9,7 @@ from tabpfn import TabPFNClassifier
 from tabpfn.base import resolved_n_estimators
 from tabpfn.preprocessing.ensemble import DEFAULT_N_ESTIMATORS
 
-from tttabpfn.tabpfn_adapter.refitted import can_be_refitted
+from tttabpfn.tabpfn_adapter.refitted import can_be_refitted, twin_of
 
 
 def members_to_adapt(fitted: TabPFNClassifier, most: int) -> list[int]:
@@ -56,8 +56,7 @@ def with_members(fitted: TabPFNClassifier, members: Sequence[int]) -> TabPFNClas
     TabPFNClassifier
         It shares the fitted preprocessing and the networks.
     """
-    twin = object.__new__(type(fitted))
-    vars(twin).update(vars(fitted))
+    twin = twin_of(fitted)
     twin.n_estimators_ = len(members)
     twin.executor_ = copy.copy(fitted.executor_)
     twin.executor_.ensemble_members = [fitted.executor_.ensemble_members[position] for position in members]

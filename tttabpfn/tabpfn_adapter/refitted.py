@@ -31,6 +31,24 @@ def can_be_refitted(fitted: TabPFNClassifier) -> bool:
     return fitted.tuning_config is None
 
 
+def twin_of(fitted: TabPFNClassifier) -> TabPFNClassifier:
+    """Another classifier with the attributes of a fitted one, to replace some of them.
+
+    Parameters
+    ----------
+    fitted : TabPFNClassifier
+        Not changed.
+
+    Returns
+    -------
+    TabPFNClassifier
+        It shares every attribute.
+    """
+    twin = object.__new__(type(fitted))
+    vars(twin).update(vars(fitted))
+    return twin
+
+
 def refit_with_cache(
     fitted: TabPFNClassifier, base: Base, models: Sequence[nn.Module] | None = None
 ) -> TabPFNClassifier:
@@ -52,8 +70,7 @@ def refit_with_cache(
         Fitted; it shares the fitted preprocessing, which transforming rows only reads.
     """
     networks = list(base.models if models is None else models)
-    twin = object.__new__(type(fitted))
-    vars(twin).update(vars(fitted))
+    twin = twin_of(fitted)
     twin.model_path = model_specs(networks, base)
     twin.models_ = networks
     twin.fit_mode = "fit_with_cache"
