@@ -31,6 +31,26 @@ def test_5_the_guard_scores_the_configuration_that_predicts(classifier, table):
     assert report.loss_frozen == pytest.approx(loss, abs=1e-5)
 
 
+# 5. Seen to fail: with `logits_to_probabilities`, which knows no thresholds, in the guard, and in the memory's scores.
+@pytest.mark.filterwarnings("ignore:You have `:UserWarning", "ignore:`y_pred` was renamed:FutureWarning")
+@pytest.mark.parametrize("adaptation", ["gradient", "memory"])
+def test_5_tuned_thresholds_are_part_of_what_the_guard_scores(classifier, table, adaptation):
+    X, y, _, _ = table
+    tuned = {"eval_metric": "balanced_accuracy", "tuning_config": {"tune_decision_thresholds": True}}
+    # Step sizes of next to nothing: whatever is fitted for the networks' predictions is the same for both models.
+    fitted = classifier(guard=True, step_size=1e-9, context_size=40, adaptation=adaptation, inner=tuned).fit(X, y)
+    report = fitted.adaptation_report()
+    session = fitted._session()
+    rows = session.split.guard_context
+    assert set(rows) == set(fitted.context_indices_)
+    base = adapter.load_base(fitted._wrapped_estimator)
+    plain = adapter.fit_tabpfn(fitted._wrapped_estimator, base, X[rows], y[rows], fit_mode="fit_with_cache")
+    assert np.ptp(plain.tuned_classification_thresholds_) > 0.01
+    scored = np.setdiff1d(np.arange(len(y)), rows) if adaptation == "memory" else session.split.held_back
+    loss = -np.log(plain.predict_proba(X[scored])[np.arange(len(scored)), y[scored]]).mean()
+    assert report.loss_frozen == pytest.approx(loss, abs=1e-5)
+
+
 # 5. Seen to fail: with "auto" left as it is on other devices than a CPU.
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 @pytest.mark.parametrize("fit_mode", ["fit_preprocessors", "fit_with_cache"])

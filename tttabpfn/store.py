@@ -16,7 +16,7 @@ from tttabpfn.fast_weights.cache import CacheEntry
 from tttabpfn.fast_weights.fingerprint import fingerprint
 from tttabpfn.report import AdaptationReport
 
-_ALGORITHM = 5  # raise it whenever the same inputs would give other fast weights
+_ALGORITHM = 6  # raise it whenever the same inputs would give other fast weights
 
 
 def _versions() -> tuple[str, ...]:

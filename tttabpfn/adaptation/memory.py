@@ -243,5 +243,5 @@ class _RowLosses:
         self.labels = session.labels[rows]
 
     def __call__(self, scaled: Tensor, positions: NDArray[np.int64]) -> NDArray[np.float64]:
-        probabilities = self.inner.logits_to_probabilities(scaled * self.temperature).cpu().numpy()
+        probabilities = adapter.probabilities(self.inner, scaled * self.temperature)
         return row_losses(probabilities, self.labels[positions])

@@ -227,9 +227,7 @@ class Session:
         return logits
 
     def _losses(self, fitted: TabPFNClassifier, logits: Tensor) -> NDArray[np.float64]:
-        with torch.no_grad():
-            probabilities = fitted.logits_to_probabilities(logits).cpu().numpy()
-        return row_losses(probabilities, self.labels[self.split.held_back])
+        return row_losses(adapter.probabilities(fitted, logits), self.labels[self.split.held_back])
 
 
 def model_bytes(model: nn.Module) -> int:
