@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 import torch
 from _common import Table, summary
+from _models import make, score
 from _running import digest
-from base_quality import make, score
 from sklearn.compose import ColumnTransformer
 from sklearn.model_selection import train_test_split
 from sklearn.pipeline import make_pipeline

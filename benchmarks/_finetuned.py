@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from _estimators import Data, frozen
-from base_quality import score
+from _models import score
 from tabpfn import TabPFNClassifier
 from tabpfn.finetuning import FinetunedTabPFNClassifier
 from tabpfn.finetuning.train_util import clone_model_for_evaluation

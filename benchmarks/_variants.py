@@ -103,7 +103,7 @@ def _norms() -> list[Variant]:
 
 def _one_step() -> list[Variant]:
     """The paper's algorithm: one step on all queries from the predicting context, at many sizes."""
-    recipe = {"resample_context": False, "members_per_step": 64, "warm_up_share": 0.0}
+    recipe = {"members_per_step": 64, "warm_up_share": 0.0}
     sizes = {
         "sgd": (0.01, 0.03, 0.1, 0.3, 1.0, 3.0),
         "muon": (1e-3, 3e-3, 0.01, 0.03),
@@ -120,7 +120,7 @@ def _one_step() -> list[Variant]:
 def _pipeline() -> list[Variant]:
     """Choices of search, guard and last steps, which only a whole adaptation shows."""
     values: dict[str, list[Any]] = {
-        "absorb": [True, False],
+        "train_on_held_back": [True, False],
         "evidence": [0.0, 1.0, 2.0],
         "held_back_share": [0.1, 0.25, 0.4],
         "n_checkpoints": [3, 6, 12],
@@ -146,12 +146,8 @@ BUILDERS = {
     ),
     "steps": lambda: _each("steps", "settings", {"n_steps": [10, 20, 40, 80, 120]}),
     "chunk": lambda: _each("chunk", "settings", {"chunk_size": [32, 64, 128, 256, 512]}),
-    "context": lambda: _each(
-        "context", "recipe", {"resample_context": [True, False], "query_share": [0.2, 0.3, 0.5, 0.7]}
-    ),
     "members": lambda: _each("members", "recipe", {"members_per_step": [1, 2, 4]}),
     "schedule": lambda: _each("schedule", "recipe", {"warm_up_share": [0.0, 0.1, 0.3], "final_share": [0.0, 0.1, 1.0]}),
-    "decay": lambda: _each("decay", "recipe", {"weight_decay": [0.0, 3.0, 30.0]}),
     "norm": _norms,
     "pipeline": _pipeline,
     "adaptation": _adaptations,

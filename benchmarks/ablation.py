@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import time
 import warnings
+from dataclasses import replace
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -19,19 +20,14 @@ import numpy as np
 import pandas as pd
 from _common import load_tables, parser
 from _estimators import Data, adaptation_row, evaluate, frozen, split, ttt, ttt_settings
+from _models import score
 from _running import Run, add_options, base_checkpoint, digest, file_digest, run_settings, use_threads
 from _variants import BUILDERS, Variant, variants
-from base_quality import score
 
-from tttabpfn.adaptation import Session
+from tttabpfn.adaptation import Recipe, Session
 from tttabpfn.adaptation.episodes import Split, query_folds, seeded
 
 MARKS = (1, 3, 6, 10, 15, 20, 30, 40, 60, 80, 120)
-
-
-def take(X: Any, rows: np.ndarray) -> Any:
-    """Rows of a frame or an array."""
-    return X.iloc[rows] if hasattr(X, "iloc") else X[rows]
 
 
 class Bench:
@@ -50,13 +46,10 @@ class Bench:
         data = self.data
         X = pd.concat([data.X_train, data.X_test], ignore_index=True)
         y = np.concatenate([data.y_train, data.y_test])
-        session = Session(
-            self.estimator, X, y, y, self.context, take=take, seed=data.seed, share=0.25, most=500, most_members=4
-        )
         train, test = np.arange(len(data.y_train)), np.arange(len(data.y_train), len(y))
         folds = query_folds(y, train, 3, seeded(data.seed)) if len(self.context) == len(train) else ()
-        session.split = Split(self.context, train, test, self.context, folds)
-        return session
+        parts = Split(self.context, train, test, self.context, folds)
+        return Session(self.estimator, X, y, y, self.context, seed=data.seed, recipe=Recipe(), split=parts)
 
     def along(self, variant: Variant) -> dict[str, Any]:
         """Test loss along one path."""
@@ -67,11 +60,11 @@ class Bench:
         for mark in [mark for mark in MARKS if mark < settings.n_steps] + [settings.n_steps]:
             point = path.walk(point, mark, settings.step_size)
             path.fast.load(point.weights)
-            curve[mark] = float(session.held_back_losses(path.fast.models).mean())
+            curve[mark] = float(session.scores.losses(path.fast.models).mean())
             if not np.isfinite(curve[mark]):
                 break
         seconds = time.perf_counter() - start
-        loss = float(session.frozen_losses().mean())
+        loss = float(session.scores.frozen_losses(session.scores.everyone).mean())
         own = {"step_size": settings.step_size, "steps": list(curve), "losses": list(curve.values())}
         return {"frozen": loss, "log_loss": curve[max(curve)], "seconds": seconds, **own}
 
@@ -81,8 +74,8 @@ class Bench:
         size = None if len(self.context) == len(data.y_train) else len(self.context)
         model = ttt(data, self.checkpoint, self.n_estimators, context_size=size)
         model.fit(data.X_train, data.y_train)
-        # The recipe is no parameter of the classifier: it is set where `fit` left it.
-        model._fit_settings = variant.resolved(data.seed)
+        # The recipe is no parameter of the classifier: what `fit` stored is made anew with it.
+        model._fitted = replace(model._fitted, settings=variant.resolved(data.seed))
         row = adaptation_row(model.adapt())
         losses = score(data.y_test, np.asarray(model.predict_proba(data.X_test), dtype=float))
         steps = {"steps": [row["n_steps"]], "losses": [losses["log_loss"]]}

@@ -23,7 +23,7 @@ from sklearn.datasets import make_classification
 from tabpfn import TabPFNClassifier
 
 from tttabpfn import FastWeightCache, TTTTabPFNClassifier
-from tttabpfn.adaptation.session import Session
+from tttabpfn.adaptation.guard import HeldBackScores
 from tttabpfn.adaptation.settings import DEFAULT_STEP_SIZES
 
 FIXED = DEFAULT_STEP_SIZES["muon"]
@@ -51,7 +51,7 @@ def adapt(checkpoint: str, parameters: dict[str, Any], rows: int, features: int)
     base = TabPFNClassifier(model_path=checkpoint, device="cpu", random_state=0)
     model = TTTTabPFNClassifier(base, random_state=0, cache=FastWeightCache(), **parameters)
     scoring = []
-    score = Session.held_back_losses
+    score = HeldBackScores.losses
 
     def timed(*args: Any, **kwargs: Any) -> Any:
         started = time.perf_counter()
@@ -63,7 +63,7 @@ def adapt(checkpoint: str, parameters: dict[str, Any], rows: int, features: int)
     with ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")
-        stack.enter_context(mock.patch.object(Session, "held_back_losses", timed))
+        stack.enter_context(mock.patch.object(HeldBackScores, "losses", timed))
         started, processor = time.perf_counter(), time.process_time()
         report = model.fit(X, y).adaptation_report()
         seconds, processor = time.perf_counter() - started, time.process_time() - processor

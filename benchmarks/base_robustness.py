@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from _common import Table, load_tables, parser, summary, write
-from base_quality import make, score
+from _models import make, score
 from sklearn.datasets import make_classification
 from sklearn.model_selection import train_test_split
 from tqdm import tqdm

@@ -25,8 +25,8 @@ from _estimators import (
     ttt_digest,
     ttt_settings,
 )
+from _models import make
 from _running import Run, add_options, base_checkpoint, digest, file_digest, run_settings, use_threads
-from base_quality import make
 
 CLASSICAL = ("logistic_regression", "lightgbm")
 MODELS = ("frozen_full", "ttt_full", "frozen_fifth", "ttt_fifth", *CLASSICAL)

@@ -59,8 +59,7 @@ def work(job: dict[str, Any]) -> dict[str, Any]:
     inner = model
     if job["model"] == "ttt":
         row |= adaptation_row(model)
-        inner = model._predictor()
-        inner = getattr(inner, "inner", inner)
+        inner = model._lookup().predictor().inner
     row["kv_cache_bytes"] = tensor_bytes(getattr(inner.executor_, "kv_caches", []))
     row["n_members"] = len(inner.executor_.ensemble_members)
     return row

@@ -25,7 +25,7 @@ from _lact_rows import Row, Rows
 from torch import Tensor
 
 from tttabpfn.fast_weights import blocked, operations, reference
-from tttabpfn.fast_weights.newton_schulz import coefficients
+from tttabpfn.fast_weights.reference.newton_schulz import coefficients
 from tttabpfn.lact import lact_swiglu
 
 CHUNKS = [16, 64, 256, 1024, 2048, 4096, 16384, 65536]
@@ -124,7 +124,7 @@ def newton_schulz_rows(options: argparse.Namespace, dtype: torch.dtype, peak: Pe
         for batch in options.batches:
             flops = 30.0 * batch * size**3
             labels = {"section": "newton_schulz", "size": size, "batch": batch}
-            if flops > options.most_gflop * 1e9 or labels in kept:
+            if flops > options.max_gflop * 1e9 or labels in kept:
                 continue
             draw = torch.Generator().manual_seed(0)
             stack = torch.randn(batch, size, size, generator=draw).to(options.device, dtype)
@@ -172,7 +172,7 @@ def kernel_rows(options: argparse.Namespace, dtype: torch.dtype, peak: Peak, kep
                     check(name, got, wanted, AGREEMENT[dtype])
             flops = products * options.kernel_tokens * width**2
             moved = (2 * options.kernel_tokens + 3 * width) * width * w0.element_size()
-            yield rows_of(contenders, flops, peak, options, labels, least_bytes=moved)
+            yield rows_of(contenders, flops, peak, options, labels, min_bytes=moved)
 
 
 def plot(rows: list[Row], path: str, title: str, share: str) -> None:
@@ -219,7 +219,7 @@ def arguments() -> argparse.Namespace:
     out.add_argument("--muon", action="store_true", help="a row with Muon per chunk size as well")
     out.add_argument("--tokens", type=int, default=16384, help="tokens per timed call, more where a chunk is larger")
     out.add_argument("--kernel-tokens", type=int, default=16384)
-    out.add_argument("--most-gflop", type=float, help="skip Newton-Schulz batches above this (default 100 on a CPU)")
+    out.add_argument("--max-gflop", type=float, help="skip Newton-Schulz batches above this (default 100 on a CPU)")
     out.add_argument("--threads", type=int, help="CPU threads (default: torch's)")
     out.add_argument("--resume", action="store_true", help="keep the rows of --out that were measured in the same way")
     out.add_argument("--repeats", type=int, default=30, help="most rounds per row")
@@ -230,7 +230,7 @@ def arguments() -> argparse.Namespace:
     options = out.parse_args()
     options.hidden = options.hidden or HIDDEN[options.device]
     options.dtype = options.dtype or ("float32" if options.device == "cpu" else "bfloat16")
-    options.most_gflop = options.most_gflop or (100.0 if options.device == "cpu" else float("inf"))
+    options.max_gflop = options.max_gflop or (100.0 if options.device == "cpu" else float("inf"))
     return options
 
 

@@ -14,7 +14,7 @@ from tabpfn import TabPFNClassifier
 
 from tttabpfn import FastWeightCache, TTTTabPFNClassifier, bundled_model_path
 
-MOST_ROWS = 2000
+MAX_ROWS = 2000
 CONFIGURATIONS: dict[str, tuple[str, bool]] = {  # name: (adaptation, whether all rows are context)
     "frozen, all rows": ("frozen", True),
     "frozen, share": ("frozen", False),
@@ -56,8 +56,8 @@ def measure(table: Table, seed: int, name: str, asked: Any) -> dict[str, Any]:
     """One table, one split, one configuration."""
     adaptation, all_rows = CONFIGURATIONS[name]
     X, y = table.X, table.y
-    if len(y) > MOST_ROWS:
-        kept = np.random.default_rng(0).permutation(len(y))[:MOST_ROWS]
+    if len(y) > MAX_ROWS:
+        kept = np.random.default_rng(0).permutation(len(y))[:MAX_ROWS]
         X, y = X.iloc[kept].reset_index(drop=True), y[kept]
     train, test = next(StratifiedShuffleSplit(1, test_size=0.5, random_state=seed).split(X, y))
     inner = TabPFNClassifier(

@@ -30,7 +30,7 @@ from _estimators import (
 )
 from _running import Run, add_options, base_checkpoint, digest, file_digest, run_settings, use_threads
 
-MOST_CLASSES = 10
+MAX_CLASSES = 10
 
 
 def sizes(n_train: int, n_classes: int, options: argparse.Namespace) -> list[int]:
@@ -64,7 +64,7 @@ def main() -> None:
     for table in list(tables.values()):
         cut = shortened(table, options.max_rows)
         n_train, n_classes = len(cut.y) // 2, int(cut.y.max()) + 1
-        if n_classes > MOST_CLASSES:
+        if n_classes > MAX_CLASSES:
             print(f"sample_efficiency: {table.name} left out, {n_classes} classes", file=sys.stderr)
             continue
         for rank, size in enumerate(sizes(n_train, n_classes, options)):

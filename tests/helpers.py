@@ -12,7 +12,7 @@ import torch
 from sklearn.base import clone
 from tabpfn import TabPFNClassifier
 
-from tttabpfn import TTTTabPFNClassifier, store
+from tttabpfn import TTTTabPFNClassifier
 from tttabpfn import tabpfn_adapter as adapter
 
 ATOL = 5e-6
@@ -53,16 +53,15 @@ def same_tensors(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) 
 
 def fast_weights(fitted: TTTTabPFNClassifier) -> dict[str, torch.Tensor]:
     """What the adaptation left in the cache; adapts if nothing has yet."""
-    return fitted._entry()[1].tensors
+    return fitted._lookup().entry().tensors
 
 
 def plain_on_context(fitted: TTTTabPFNClassifier, X: Any, y: Any) -> TabPFNClassifier:
     """The wrapped classifier, on its own, fitted on the rows that `fitted` keeps as context."""
     rows = fitted.context_indices_
-    return clone(fitted._wrapped_estimator).fit(X.iloc[rows] if hasattr(X, "iloc") else X[rows], np.asarray(y)[rows])
+    return clone(fitted._fitted.estimator).fit(X.iloc[rows] if hasattr(X, "iloc") else X[rows], np.asarray(y)[rows])
 
 
 def key_of(fitted: TTTTabPFNClassifier) -> str:
     """The cache key of what the next prediction needs."""
-    base = adapter.load_base(fitted._wrapped_estimator)
-    return store.entry_key(base, fitted._wrapped_estimator, fitted._fit_settings, fitted._data_print)
+    return fitted._lookup().keys.adaptation

@@ -157,7 +157,7 @@ def test_a_given_estimator_is_not_changed(classifier, tiny_tabpfn, table):
 
 def test_nested_parameters_reach_the_wrapped_classifier(classifier, table):
     fitted = classifier().set_params(estimator__n_estimators=3).fit(table[0], table[1])
-    assert fitted._predictor().n_estimators_ == 3
+    assert fitted._lookup().predictor().inner.n_estimators_ == 3
 
 
 # Seen to fail: with `clone(wrapped)` in place of `with_settled_seed` (for None, another ensemble each time).

@@ -59,7 +59,7 @@ def test_3_cached_uncached_unpickled_and_cloned_agree(classifier, table, tmp_pat
     else:
         other = pickle.loads(pickle.dumps(fitted))
     if way == "disk":
-        other._resolved_cache().clear()
+        other._lookup().cache.clear()
     np.testing.assert_array_equal(other.predict_proba(X_new), wanted)
     np.testing.assert_array_equal(classifier().fit(X, y).predict_proba(X_new), wanted)
 

@@ -5,7 +5,8 @@ import pytest
 import torch
 from tabpfn import TabPFNClassifier
 
-from tttabpfn import FastWeightCache, store
+from tttabpfn import FastWeightCache
+from tttabpfn.prediction import entries
 
 from .helpers import key_of
 from .tiny_models import save_tiny_checkpoint
@@ -116,5 +117,5 @@ def test_4_other_base_weights_under_the_same_path_are_another_key(classifier, ta
 def test_4_versions_are_part_of_the_key(classifier, table, monkeypatch):
     fitted = classifier().fit(table[0], table[1])
     before = key_of(fitted)
-    monkeypatch.setattr(store, "version", lambda package: "0.0")
+    monkeypatch.setattr(entries, "versions", lambda: ("torch==0.0",))
     assert key_of(fitted) != before

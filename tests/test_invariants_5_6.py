@@ -18,12 +18,12 @@ def test_5_the_guard_scores_the_configuration_that_predicts(classifier, table):
     X, y, _, _ = table
     fitted = classifier(guard=True, n_steps=3, context_size=30).fit(X, y)
     report = fitted.adaptation_report()
-    session = fitted._session()
+    session = fitted._lookup().session()
     rows, held_back = session.split.guard_context, session.split.held_back
     assert not set(rows) & set(held_back)
     assert set(rows) <= set(fitted.context_indices_)
-    base = adapter.load_base(fitted._wrapped_estimator)
-    plain = adapter.fit_tabpfn(fitted._wrapped_estimator, base, X[rows], y[rows], fit_mode="fit_with_cache")
+    base = adapter.load_base(fitted._fitted.estimator)
+    plain = adapter.fit_tabpfn(fitted._fitted.estimator, base, X[rows], y[rows], fit_mode="fit_with_cache")
     if set(held_back) & set(fitted.context_indices_):
         pytest.fail("with a context of 30 of 80 rows, the held-back rows must lie outside it")
     probabilities = plain.predict_proba(X[held_back])
@@ -40,11 +40,11 @@ def test_5_tuned_thresholds_are_part_of_what_the_guard_scores(classifier, table,
     # Step sizes of next to nothing: whatever is fitted for the networks' predictions is the same for both models.
     fitted = classifier(guard=True, step_size=1e-9, context_size=40, adaptation=adaptation, inner=tuned).fit(X, y)
     report = fitted.adaptation_report()
-    session = fitted._session()
+    session = fitted._lookup().session()
     rows = session.split.guard_context
     assert set(rows) == set(fitted.context_indices_)
-    base = adapter.load_base(fitted._wrapped_estimator)
-    plain = adapter.fit_tabpfn(fitted._wrapped_estimator, base, X[rows], y[rows], fit_mode="fit_with_cache")
+    base = adapter.load_base(fitted._fitted.estimator)
+    plain = adapter.fit_tabpfn(fitted._fitted.estimator, base, X[rows], y[rows], fit_mode="fit_with_cache")
     assert np.ptp(plain.tuned_classification_thresholds_) > 0.01
     scored = np.setdiff1d(np.arange(len(y)), rows) if adaptation == "memory" else session.split.held_back
     loss = -np.log(plain.predict_proba(X[scored])[np.arange(len(scored)), y[scored]]).mean()
@@ -66,10 +66,10 @@ def test_5_what_scores_and_what_predicts_run_in_float32_unless_told(tiny_tabpfn,
 def test_5_the_guard_and_the_predictor_share_one_precision(classifier, table):
     for settings in ({}, {"guard": True, "step_size": 5.0}):
         fitted = classifier(**settings).fit(table[0], table[1]).adapt()
-        scorer, predictor = fitted._session().inner, fitted._predictor()
+        scorer, predictor = fitted._lookup().session().scores.adapting_members, fitted._lookup().predictor().inner
         for inner in (scorer, predictor):
             assert (inner.use_autocast_, inner.forced_inference_dtype_) == (False, torch.float32)
-        rows = fitted._session().demonstrations.members[0].rows
+        rows = fitted._lookup().session().demonstrations.members[0].rows
         assert {parameter.dtype for parameter in predictor.models_[0].parameters()} == {rows.dtype}
 
 
@@ -102,7 +102,7 @@ def test_6_a_seed_means_the_same_bits(classifier, table):
 
 # 6. Seen to fail: with the budget taken from the memory that is free.
 def test_6_the_micro_batches_do_not_depend_on_free_memory(classifier, table, monkeypatch):
-    walker = classifier().fit(table[0], table[1])._session().path(Settings(chunk_size=100_000))
+    walker = classifier().fit(table[0], table[1])._lookup().session().path(Settings(chunk_size=100_000))
     planned = []
     for free_pages in (2**10, 2**21, 2**28):
         monkeypatch.setattr(os, "sysconf", {"SC_AVPHYS_PAGES": free_pages, "SC_PAGE_SIZE": 4096}.__getitem__)
@@ -121,7 +121,7 @@ def test_6_a_budget_bounds_the_rows_of_a_forward_pass(classifier, table, monkeyp
         return real(models, demonstrations, context, query, *args, **options)
 
     monkeypatch.setattr(path, "_MICRO_BATCH_BYTES", 1)
-    monkeypatch.setattr(path, "_LEAST_MICRO_BATCH", 5)
+    monkeypatch.setattr(path, "_MIN_MICRO_BATCH", 5)
     monkeypatch.setattr(adapter, "member_logits", watched)
     report = classifier(n_steps=1).fit(table[0], table[1]).adaptation_report()
     assert [n for has_gradient, n in rows if has_gradient] == [5, 5, 5, 1]

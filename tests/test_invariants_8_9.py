@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from tttabpfn import FastWeightCache
-from tttabpfn.fast_weights.cache import default_cache
+from tttabpfn.cache.shared import default_cache
 
 
 # 8. Seen to fail: with the checksum of cache files not compared.
@@ -72,6 +72,24 @@ print((clf.predict(X) == y).mean())
 """
 
 
+# 8. Seen to fail: with `safetensors.torch.load` and no checksum in `decode_with_key`.
+@pytest.mark.parametrize("where", [0.3, 0.6, 0.99])
+def test_8_a_flipped_bit_in_a_pickled_estimator_is_a_miss(classifier, table, where):
+    X, y, X_new, _ = table
+    fitted = classifier().fit(X, y)
+    expected, report = fitted.predict_proba(X_new), fitted.adaptation_report()
+    state = fitted.__getstate__()
+    packed = bytearray(state["_packed_fast_weights"])
+    packed[int(where * len(packed))] ^= 1
+    damaged = type(fitted)()
+    fitted.cache.clear()
+    damaged.__setstate__({**state, "_packed_fast_weights": bytes(packed)})
+    assert len(damaged.cache) == 0
+    np.testing.assert_array_equal(damaged.predict_proba(X_new), expected)
+    found = damaged.adaptation_report()
+    assert (found.cache_hit, found.reason) == (False, report.reason)
+
+
 # 9. Seen to fail: with `TabPFNClassifier()` in place of the bundled path in default_estimator (it wants to download).
 def test_9_nothing_needs_the_network(tmp_path):
     environment = {"PATH": "", "HOME": str(tmp_path), "OMP_NUM_THREADS": "1", "TABPFN_MODEL_CACHE_DIR": str(tmp_path)}
@@ -93,6 +111,6 @@ def test_9_no_socket_is_opened(classifier, table, monkeypatch):
 def test_the_default_cache_is_shared_by_the_process(classifier, table):
     X, y, _, _ = table
     fitted = classifier(cache=None, random_state=12345).fit(X, y)
-    assert fitted._resolved_cache() is default_cache()
+    assert fitted._lookup().cache is default_cache()
     assert fitted.adaptation_report().cache_hit is False
     assert classifier(cache=None, random_state=12345).fit(X, y).adaptation_report().cache_hit is True

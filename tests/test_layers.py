@@ -1,6 +1,7 @@
 """Nothing imports upwards, and importing the package loads nothing that it does not need."""
 
 import ast
+import graphlib
 import subprocess
 import sys
 from pathlib import Path
@@ -10,37 +11,34 @@ import pytest
 import tttabpfn
 
 ROOT = Path(tttabpfn.__file__).parent
-LEAVES = {
-    "fast_weights.dispatch",
-    "fast_weights.newton_schulz",
-    "fast_weights.step_options",
-}  # import nothing of the package
-BACKEND = {"fast_weights", "fast_weights.kernels", *LEAVES}
-ALLOWED = {
-    **{leaf: set() for leaf in LEAVES},
-    "fast_weights.kernels": LEAVES,
-    "fast_weights": BACKEND,
-    "lact": BACKEND,
-    "theory": set(),
-    "report": set(),
-    "progress": set(),
-    "row_order": set(),
-    "checkpoints": set(),
-    "pretraining": {"checkpoints", *BACKEND},
-    "tabpfn_adapter": {"checkpoints", *BACKEND},
-    "adaptation": {"tabpfn_adapter", "lact", "report", *BACKEND},
-    "predictor": {"adaptation", "tabpfn_adapter", *BACKEND},
-    "parameters": BACKEND,
-    "validation": set(),
-    "store": {"adaptation", "tabpfn_adapter", "report", *BACKEND},
-}
-"""What the lower layers may import from the package; everything else lies above them."""
+LAYERS = (
+    {"cache", "checkpoints", "fast_weights", "report", "theory"},
+    {"display", "inputs", "lact", "memory", "pretraining", "tabpfn_adapter"},
+    {"adaptation"},
+    {"prediction"},
+    {"classifier"},
+    {"compare"},
+    {"__init__", "__main__"},
+)
+"""From the ground up; whatever lies in one layer imports only itself and what lies in layers before it."""
+MAX_LINES, MAX_LOOSE_FILES = 400, 6
 
 
-def layer_of(module: str) -> str:
-    """The longest named layer that a dotted module name (without the package) lies in."""
-    names = [layer for layer in ALLOWED if module == layer or module.startswith(layer + ".")]
-    return max(names, key=len) if names else module.partition(".")[0]
+def room_of(module: str) -> str:
+    """The folder or loose file at the package's top that a dotted module name (without the package) lies in."""
+    return module.partition(".")[0]
+
+
+def height_of(module: str) -> int:
+    """Number of a module's layer."""
+    (height,) = [height for height, rooms in enumerate(LAYERS) if room_of(module) in rooms]
+    return height
+
+
+def module_of(path: Path) -> str:
+    """Dotted name of a file without the package; a folder's `__init__` has the folder's name."""
+    name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    return name.removesuffix(".__init__")
 
 
 def imports_of(path: Path) -> set[str]:
@@ -72,22 +70,55 @@ def imports_of(path: Path) -> set[str]:
 FILES = sorted(ROOT.rglob("*.py"))
 
 
-# Seen to fail: with `from tttabpfn.report import AdaptationReport` written into tabpfn_adapter/base.py.
+def test_every_file_has_a_layer_and_there_are_at_most_seven():
+    assert len(LAYERS) <= 7
+    assert {room_of(module_of(path)) for path in FILES} == set.union(*LAYERS)
+    assert sum(map(len, LAYERS)) == len(set.union(*LAYERS))
+
+
+# Seen to fail: with `from tttabpfn.report import AdaptationReport` in cache/files.py, and with a lazy import of
+# compare.measure in classifier.py.
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_nothing_imports_upwards(path):
-    layer = layer_of(".".join(path.relative_to(ROOT).with_suffix("").parts))
-    if layer not in ALLOWED:
-        assert layer in {"__init__", "__main__", "classifier", "display", "cli", "cli_tables", "comparison"}
-        return
-    above = {name for name in imports_of(path) if layer_of(name) not in {layer, *ALLOWED[layer]}}
-    assert above == set()
+def test_nothing_imports_upwards_or_sideways(path):
+    own = module_of(path)
+    wrong = {
+        name
+        for name in imports_of(path)
+        if room_of(name) != room_of(own) and height_of(name) >= height_of(own) and own != "__init__"
+    }
+    assert wrong == set()
+
+
+# Seen to fail: with `if TYPE_CHECKING: from tttabpfn.adaptation.gradient import GradientOutcome` in session.py.
+def test_no_file_imports_itself_through_others():
+    graph = {module_of(path): imports_of(path) - {module_of(path)} for path in FILES}
+    order = list(graphlib.TopologicalSorter(graph).static_order())  # raises with the circle's names
+    assert {"adaptation.session", "adaptation.gradient"} <= set(order)
+
+
+def test_files_are_short_and_few_lie_loose_at_the_top():
+    assert [str(path) for path in FILES if len(path.read_text().splitlines()) > MAX_LINES] == []
+    assert len(list(ROOT.glob("*.py"))) <= MAX_LOOSE_FILES
+
+
+# Seen to fail: with `from base_quality import METRICS` in benchmarks/_estimators.py.
+def test_no_helper_of_the_benchmarks_imports_a_script():
+    folder = Path(__file__).parents[1] / "benchmarks"
+    scripts = {path.stem for path in folder.glob("*.py") if not path.stem.startswith("_")}
+    for path in folder.glob("*.py"):
+        imported = {
+            name.partition(".")[0]
+            for node in ast.walk(ast.parse(path.read_text()))
+            if isinstance(node, ast.Import | ast.ImportFrom)
+            for name in ([node.module or ""] if isinstance(node, ast.ImportFrom) else [a.name for a in node.names])
+        }
+        assert imported & scripts == set(), path
 
 
 def test_the_scan_sees_imports():
-    assert {"store", "parameters", "validation", "adaptation"} <= {
-        layer_of(name) for name in imports_of(ROOT / "classifier.py")
-    }
-    assert "fast_weights.selection" in imports_of(ROOT / "parameters.py")
+    assert {"prediction.lookup", "inputs.parameters", "inputs.data", "adaptation"} <= imports_of(ROOT / "classifier.py")
+    assert "compare.measure" in imports_of(ROOT / "compare" / "command.py")  # inside a function
+    assert "classifier" in imports_of(ROOT / "__init__.py")  # for type checkers alone
 
 
 def test_only_the_adapter_and_the_doors_know_tabpfn():

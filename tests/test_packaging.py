@@ -63,7 +63,7 @@ def test_the_installed_package_has_its_checkpoint_and_types():
 def test_versions_and_entry_point_agree():
     assert tttabpfn.__version__ == version("tttabpfn") == PROJECT["project"]["version"]
     (script,) = entry_points(group="console_scripts", name="tttabpfn")
-    assert script.value == "tttabpfn.cli:main"
+    assert script.value == "tttabpfn.compare.command:main"
     assert any(requirement.startswith("tabpfn") for requirement in requires("tttabpfn") or [])
 
 

@@ -59,7 +59,7 @@ def test_a_grid_over_step_sizes_in_a_pipeline_with_two_jobs_and_three_scorers(sm
 
 # Seen to fail: with the session under the entry's key, so that each candidate prepares anew.
 def test_candidates_of_a_grid_share_one_session_per_fold(small, two_classes, monkeypatch):
-    from tttabpfn import classifier as module
+    from tttabpfn.prediction import lookup as module
 
     built = []
     real = module.Session

@@ -7,10 +7,10 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tttabpfn.cache.shared import FastWeightCache
     from tttabpfn.checkpoints import bundled_model_path
     from tttabpfn.classifier import TTTTabPFNClassifier
     from tttabpfn.display import AdaptationDisplay
-    from tttabpfn.fast_weights.cache import FastWeightCache
     from tttabpfn.report import AdaptationReport
 
 __version__ = version("tttabpfn")
@@ -18,7 +18,7 @@ __version__ = version("tttabpfn")
 _HOMES = {
     "AdaptationDisplay": "tttabpfn.display",
     "AdaptationReport": "tttabpfn.report",
-    "FastWeightCache": "tttabpfn.fast_weights.cache",
+    "FastWeightCache": "tttabpfn.cache.shared",
     "TTTTabPFNClassifier": "tttabpfn.classifier",
     "bundled_model_path": "tttabpfn.checkpoints",
 }

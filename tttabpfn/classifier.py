@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import uuid
 import warnings
-from collections.abc import Callable
-from functools import partial
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,20 +13,17 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 from tabpfn import TabPFNClassifier
 
-from tttabpfn import parameters, store, validation
 from tttabpfn import tabpfn_adapter as adapter
-from tttabpfn.adaptation import Session, Settings
+from tttabpfn.adaptation import Settings
 from tttabpfn.adaptation.episodes import seeded, stratified_rows
-from tttabpfn.fast_weights.cache import CacheEntry, FastWeightCache, resolve_cache
-from tttabpfn.fast_weights.fingerprint import fingerprint
-from tttabpfn.predictor import MemoryPredictor, build_predictor
-from tttabpfn.progress import progress_bar
+from tttabpfn.cache.files import decode_with_key, encode
+from tttabpfn.cache.fingerprint import fingerprint
+from tttabpfn.cache.shared import resolve_cache
+from tttabpfn.inputs import data, parameters
+from tttabpfn.prediction.lookup import Fitted, Lookup
 from tttabpfn.report import AdaptationReport
-from tttabpfn.row_order import distinct_rows
 
 CONTEXT_BRANCH, WRAPPED_BRANCH = 0, 20
-MOST_SESSIONS = 10
-"""Folds of a grid search whose demonstrations and row embeddings stay at hand for its candidates."""
 
 
 class TTTTabPFNClassifier(ClassifierMixin, BaseEstimator):
@@ -155,22 +151,22 @@ class TTTTabPFNClassifier(ClassifierMixin, BaseEstimator):
         TTTTabPFNClassifier
             Itself.
         """
-        parameters.check_parameters(self.get_params(deep=False))
+        parameters.check_parameters(self.get_params(deep=False), adapter.NAMED_SELECTIONS)
         wrapped = self._wrapped()
         declared = adapter.declared_limits(wrapped)
-        rows = validation.check_rows(X, estimator=self, least_rows=2)
-        labels, classes, codes = validation.check_targets(y, len(rows), estimator=self)
+        rows = data.check_rows(X, estimator=self, min_rows=2)
+        labels, classes, codes = data.check_targets(y, len(rows), estimator=self)
         seed = parameters.resolve_seed(self.random_state)
         settings = self._settings(seed)
-        validation.check_class_counts(
+        data.check_class_counts(
             classes,
             codes,
             max_classes=declared.get("MAX_NUMBER_OF_CLASSES"),
             adapts=not settings.is_frozen,
         )
-        validation.check_feature_count(rows.shape[1], adapter.max_features(wrapped, declared))
-        most_rows = adapter.max_context_rows(wrapped, declared)
-        size = parameters.resolve_context_size(self.context_size, len(rows), len(classes), most_rows)
+        data.check_feature_count(rows.shape[1], adapter.max_features(wrapped, declared))
+        max_rows = adapter.max_context_rows(wrapped, declared)
+        size = parameters.resolve_context_size(self.context_size, len(rows), len(classes), max_rows)
         if self.context_size is None and size < len(rows):
             warnings.warn(
                 f"context_size=None keeps {size} of {len(rows)} rows as context, the most the base takes here; "
@@ -181,21 +177,23 @@ class TTTTabPFNClassifier(ClassifierMixin, BaseEstimator):
         context = stratified_rows(codes, np.arange(len(rows)), size, seeded(seed, CONTEXT_BRANCH))
 
         rows, labels = rows.copy(), labels.copy()
-        data_print = fingerprint(rows, labels, context)
         fallback = int(seeded(seed, WRAPPED_BRANCH).integers(2**31 - 1))
-        wrapped = adapter.with_settled_seed(wrapped, fallback)
+        fitted = Fitted(
+            adapter.with_settled_seed(wrapped, fallback),
+            settings,
+            rows,
+            labels,
+            codes,
+            context,
+            data_print=fingerprint(rows, labels, context),
+            token=uuid.uuid4().hex,
+        )
 
         # Everything that can fail lies above: a failed refit leaves the former fit whole.
         validate_data(self, X, skip_check_array=True, reset=True)
         self.classes_ = classes
         self.context_indices_ = context
-        self._rows = rows
-        self._labels = labels
-        self._codes = codes
-        self._wrapped_estimator = wrapped
-        self._fit_settings = settings
-        self._data_print = data_print
-        self._fit_token = uuid.uuid4().hex
+        self._fitted = fitted
         return self
 
     def predict(self, X: Any) -> NDArray[Any]:
@@ -228,20 +226,9 @@ class TTTTabPFNClassifier(ClassifierMixin, BaseEstimator):
             Classes in the order of ``classes_``.
         """
         check_is_fitted(self, "classes_")
-        rows = validation.check_rows(X, estimator=self, least_rows=1)
+        rows = data.check_rows(X, estimator=self, min_rows=1)
         validate_data(self, X, skip_check_array=True, reset=False)
-        key, predictor = self._keyed_predictor()
-        if self._fit_settings.is_frozen:
-            return predictor.predict_proba(rows)
-
-        def compute() -> NDArray[np.floating[Any]]:
-            positions, inverse = distinct_rows(rows)
-            return predictor.predict_proba(take_rows(rows, positions))[inverse]
-
-        session = self._resolved_cache().attached(self._session_key(), "session")
-        if session is None or not session.is_searched:
-            return compute()
-        return session.predictions.of(key, rows, compute)
+        return self._lookup().predict_proba(rows)
 
     def adapt(self) -> TTTTabPFNClassifier:
         """Do now what the first prediction would do.
@@ -252,7 +239,7 @@ class TTTTabPFNClassifier(ClassifierMixin, BaseEstimator):
             Itself.
         """
         check_is_fitted(self, "classes_")
-        self._predictor()
+        self._lookup().predictor()
         return self
 
     def adaptation_report(self) -> AdaptationReport:
@@ -264,8 +251,10 @@ class TTTTabPFNClassifier(ClassifierMixin, BaseEstimator):
             Losses, step size, acceptance and reason, seconds, bytes, cache hit.
         """
         check_is_fitted(self, "classes_")
-        _, entry = self._entry()
-        return store.report_of(entry, reader=self._fit_token)
+        return self._lookup().report()
+
+    def _lookup(self) -> Lookup:
+        return Lookup(self._fitted, resolve_cache(self.cache), self.verbose)
 
     def _wrapped(self) -> TabPFNClassifier:
         if self.estimator is None:
@@ -290,89 +279,28 @@ class TTTTabPFNClassifier(ClassifierMixin, BaseEstimator):
             seed=seed,
         )
 
-    def _resolved_cache(self) -> FastWeightCache:
-        return resolve_cache(self.cache)
-
-    def _entry(self) -> tuple[str, CacheEntry]:
-        """The cache key and what lies under it, adapting if nothing does."""
-        base = adapter.load_base(self._wrapped_estimator)
-        key = store.entry_key(base, self._wrapped_estimator, self._fit_settings, self._data_print)
-        entry, _ = self._resolved_cache().get_or_compute(key, self._adaptation(base, key))
-        return key, entry
-
-    def _adaptation(self, base: adapter.Base, key: str) -> Callable[[], CacheEntry]:
-        def compute() -> CacheEntry:
-            settings = self._fit_settings
-            if settings.is_frozen:
-                return store.frozen_entry(settings, len(self.context_indices_), len(self._codes), self._fit_token)
-            session = self._session()
-            with progress_bar(self.verbose, settings.n_steps) as tell:
-                found = session.adapt(settings, tell)
-            self._resolved_cache().weigh(self._session_key(), "session", session.nbytes)
-            return store.to_entry(found, self._fit_token)
-
-        return compute
-
-    def _session_key(self) -> str:
-        return store.session_key(self._wrapped_estimator, self._fit_settings, self._data_print)
-
-    def _session(self) -> Session:
-        recipe = self._fit_settings.recipe
-        return self._resolved_cache().attachment(
-            self._session_key(),
-            "session",
-            lambda: Session(
-                self._wrapped_estimator,
-                self._rows,
-                self._labels,
-                self._codes,
-                self.context_indices_,
-                take=take_rows,
-                seed=self._fit_settings.seed,
-                share=recipe.held_back_share,
-                most=recipe.max_held_back,
-                most_members=recipe.most_members,
-            ),
-            nbytes=lambda session: session.nbytes,
-            most=MOST_SESSIONS,
-        )
-
-    def _predictor(self) -> Any:
-        """What predicts: fitted on the context rows, with the adapted networks or the frozen ones."""
-        return self._keyed_predictor()[1]
-
-    def _keyed_predictor(self) -> tuple[str, Any]:
-        key, entry = self._entry()
-        key = store.predictor_key(entry, key, self._session_key(), self._fit_settings)
-        return key, self._resolved_cache().attachment(key, "predictor", partial(self._build_predictor, entry))
-
-    def _build_predictor(self, entry: CacheEntry) -> TabPFNClassifier | MemoryPredictor:
-        rows = self.context_indices_
-        session = self._resolved_cache().attached(self._session_key(), "session")
-        context = take_rows(self._rows, rows), self._labels[rows]
-        return build_predictor(self._wrapped_estimator, self._fit_settings, entry.tensors, *context, session)
-
     def __getstate__(self) -> dict[str, Any]:
         state = super().__getstate__()
-        if "_fit_settings" in state:
-            base = adapter.loaded_base(self._wrapped_estimator)
-            if base is not None:
-                key = store.entry_key(base, self._wrapped_estimator, self._fit_settings, self._data_print)
-                entry = self._resolved_cache().peek(key)
-                if entry is not None:
-                    state["_packed_fast_weights"] = store.pack(key, entry)
+        # Nothing is loaded or adapted for a pickle: it carries fast weights if they are here.
+        if "_fitted" in state and adapter.loaded_base(self._fitted.estimator) is not None:
+            lookup = self._lookup()
+            entry = lookup.cache.peek(lookup.keys.adaptation)
+            if entry is not None:
+                state["_packed_fast_weights"] = encode(lookup.keys.adaptation, entry)
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         state = dict(state)
         packed = state.pop("_packed_fast_weights", None)
         super().__setstate__(state)
-        if "_fit_token" in state:
-            # Another object than the one that was fitted: what that one computed, it finds.
-            self._fit_token = uuid.uuid4().hex
-        if packed is not None:
-            key, entry = store.unpack(packed)
-            cache = self._resolved_cache()
+        if "_fitted" in state:
+            # An unpickled copy has its own token, so that it reports a hit for what the original computed.
+            self._fitted = replace(self._fitted, token=uuid.uuid4().hex)
+        found = None if packed is None else decode_with_key(packed)
+        # Damaged bytes are a miss: the first prediction adapts anew.
+        if found is not None:
+            key, entry = found
+            cache = resolve_cache(self.cache)
             if key not in cache:
                 cache.put(key, entry)
 
@@ -382,8 +310,3 @@ class TTTTabPFNClassifier(ClassifierMixin, BaseEstimator):
         tags.input_tags.string = True
         tags.input_tags.categorical = True
         return tags
-
-
-def take_rows(X: Any, rows: NDArray[np.int64]) -> Any:
-    """Rows of a frame or an array."""
-    return X.iloc[rows] if hasattr(X, "iloc") else X[rows]

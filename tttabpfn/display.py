@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .report import AdaptationReport
+from tttabpfn.report import AdaptationReport
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

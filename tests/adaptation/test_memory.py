@@ -17,7 +17,7 @@ from tests.helpers import base_weights, fast_weights, plain_on_context, same_ten
 from tests.tiny_models import GENERATIONS
 from tttabpfn import FastWeightCache
 from tttabpfn import tabpfn_adapter as adapter
-from tttabpfn.adaptation.memory_reader import Memory, any_memory
+from tttabpfn.adaptation.outcome import has_memory, memory_of
 
 ROWS_ATOL = 1e-5
 """Probabilities of the same row in batches of different sizes, float32: TabPFN's own 1e-6, magnified by the memory."""
@@ -37,7 +37,7 @@ def written(classifier, clusters):
     return made.fit(X, y).adapt()
 
 
-# Seen to fail: with `logits - added` in MemoryPredictor.
+# Seen to fail: with `logits - added` in Predictor.
 def test_memory_lowers_the_loss_of_held_back_and_of_new_rows(written, clusters):
     X, y, X_new, y_new = clusters
     report = written.adaptation_report()
@@ -78,7 +78,12 @@ def test_size_does_not_depend_on_the_rows(classifier, clusters):
     for n_rows in (80, 160):
         made = classifier(adaptation="memory", step_size=0.03, n_steps=5, context_size=30)
         weights = fast_weights(made.fit(X[:n_rows], y[:n_rows]))
-        sizes.add((weights["memory:mean"].nbytes, Memory.of_tensors(weights).scale.spread.nbytes))
+        sizes.add(
+            (
+                next(value.nbytes for name, value in weights.items() if name.endswith(":mean")),
+                memory_of(weights).scale.spread.nbytes,
+            )
+        )
     assert len(sizes) == 1
 
 
@@ -165,7 +170,7 @@ def test_without_guard_the_best_memory_is_written_anyway(classifier, clusters):
     X, y, *_ = clusters
     made = classifier(adaptation="memory", guard=False, step_size="auto", n_steps=5, context_size=40).fit(X, y)
     assert made.adaptation_report().reason.startswith("guard=False")
-    assert any_memory(fast_weights(made))
+    assert has_memory(fast_weights(made))
 
 
 def test_all_rows_as_context(classifier, clusters):
@@ -186,7 +191,7 @@ def test_too_few_rows_to_compare(classifier, clusters):
     assert not guarded.adaptation_report().accepted
     assert guarded.adaptation_report().loss_frozen is None
     unguarded = classifier(adaptation="memory", guard=False, step_size=0.03, context_size=None).fit(X[rows], y[rows])
-    assert any_memory(fast_weights(unguarded))
+    assert has_memory(fast_weights(unguarded))
     assert np.isfinite(unguarded.predict_proba(X_new)).all()
 
 
@@ -235,7 +240,7 @@ def test_both_is_no_worse_than_gradient_on_held_back_rows(classifier, clusters):
     assert both.adaptation_report().loss_adapted <= gradient.adaptation_report().loss_adapted
     assert both.adaptation_report().n_steps > gradient.adaptation_report().n_steps
     kept = fast_weights(both)
-    assert any_memory(kept)
+    assert has_memory(kept)
     assert set(fast_weights(gradient)) == {name for name in kept if not name.startswith("memory:")}
     frozen = log_loss(y_new, plain_on_context(both, X, y).predict_proba(X_new))
     assert log_loss(y_new, both.predict_proba(X_new)) < frozen - 0.2

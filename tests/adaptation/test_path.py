@@ -16,7 +16,7 @@ SETTINGS = Settings(step_size=1e-2, n_steps=4, chunk_size=16, update_rule="adamw
 
 @pytest.fixture(scope="module")
 def session(classifier, table):
-    return classifier(context_size=24).fit(table[0], table[1])._session()
+    return classifier(context_size=24).fit(table[0], table[1])._lookup().session()
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def path(session):
     def make(**changes):
         settings = replace(SETTINGS, **changes)
         found = session.path(settings)
-        return GradientPath(found.fast, found.demonstrations, found.labels, found.split, settings)
+        return GradientPath(found.fast, found.demonstrations, found.split, settings)
 
     return make
 

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from tttabpfn.fast_weights import blocked, onednn, swiglu
+from tttabpfn.fast_weights import blocked, onednn
+from tttabpfn.fast_weights.reference import swiglu
 
 ODD = (2, 601, 131, 129, 137)
 """Entries of the stack, tokens, and widths of keys, values and hidden rows."""

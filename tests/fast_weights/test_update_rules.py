@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from tests.fast_weights.tolerances import MUON_BAND, NORM_RTOL, RTOL_EXACT, assert_close, relative_max
-from tttabpfn.fast_weights.update_rules import RULES, SCALES, init_state, newton_schulz, row_norms, update
+from tttabpfn.fast_weights.reference.newton_schulz import newton_schulz
+from tttabpfn.fast_weights.reference.step import row_norms
+from tttabpfn.fast_weights.update_rules import RULES, SCALES, init_state, update
 
 F64 = RTOL_EXACT[torch.float64]
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from tests.fast_weights.tolerances import KERNEL_RMS, RTOL_EXACT, assert_close, relative_max, relative_rms
 from tttabpfn.fast_weights import blocked
-from tttabpfn.fast_weights.newton_schulz import newton_schulz
+from tttabpfn.fast_weights.reference import newton_schulz
 from tttabpfn.lact import lact_swiglu
 
 pytestmark = pytest.mark.filterwarnings("ignore:Importing from 'tabpfn:DeprecationWarning")

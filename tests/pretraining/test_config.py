@@ -1,9 +1,11 @@
 """Configuration files: the shipped ones load, wrong ones say what is wrong."""
 
+import runpy
+from pathlib import Path
+
 import pytest
 
 from tttabpfn.pretraining.__main__ import main as train
-from tttabpfn.pretraining.architectures import main as compare_architectures
 from tttabpfn.pretraining.config import load_config, parse_config
 from tttabpfn.pretraining.export import build_model
 
@@ -52,6 +54,11 @@ def test_files_that_are_missing_or_not_toml_are_refused(tmp_path):
     broken.write_text("architecture = ")
     with pytest.raises(ValueError, match="not valid TOML"):
         load_config(broken)
+
+
+def compare_architectures(arguments):
+    script = Path(__file__).parents[2] / "benchmarks" / "base_architectures.py"
+    runpy.run_path(str(script))["main"](arguments)
 
 
 @pytest.mark.parametrize("main", [train, compare_architectures], ids=["train", "architectures"])

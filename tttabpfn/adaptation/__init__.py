@@ -1,7 +1,9 @@
 """The TTT algorithm: demonstrations in, fast weights and a report out."""
 
+from tttabpfn.adaptation.adapt import adapt
+from tttabpfn.adaptation.fast_model import predicting_models
 from tttabpfn.adaptation.outcome import Adaptation
-from tttabpfn.adaptation.session import Session, adapted_by_gradient, predicting_models
+from tttabpfn.adaptation.session import Session
 from tttabpfn.adaptation.settings import DEFAULT_STEP_SIZES, Recipe, Settings
 
 __all__ = [
@@ -10,6 +12,6 @@ __all__ = [
     "Recipe",
     "Session",
     "Settings",
-    "adapted_by_gradient",
+    "adapt",
     "predicting_models",
 ]

@@ -7,15 +7,16 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-Rows = NDArray[np.int64]
+RowIndices = NDArray[np.int64]
+"""Positions of demonstrations."""
 
 FEW_QUERIES = 0.35
 """Share of the demonstrations outside the context below which the rows of the context are queries too."""
 
 
 def stratified_rows(
-    labels: NDArray[np.int64], pool: Rows, size: int, rng: np.random.Generator, *, every_class: bool = True
-) -> Rows:
+    labels: NDArray[np.int64], pool: RowIndices, size: int, rng: np.random.Generator, *, every_class: bool = True
+) -> RowIndices:
     """Draw rows of a pool without replacement, class shares kept and no class left out that fits.
 
     Parameters
@@ -23,9 +24,9 @@ def stratified_rows(
     labels : ndarray of shape (N,), int
         Class codes of all demonstrations.
     pool : ndarray of shape (P,), int
-        Rows to draw from.
+        RowIndices to draw from.
     size : int
-        Rows to draw, at most ``P``.
+        RowIndices to draw, at most ``P``.
     rng : Generator
         Source of randomness.
     every_class : bool, default=True
@@ -53,7 +54,7 @@ def stratified_rows(
 
 
 def _quotas(counts: NDArray[np.int64], size: int, every_class: bool) -> NDArray[np.int64]:
-    """Rows per class: proportional, largest remainders first."""
+    """RowIndices per class: proportional, largest remainders first."""
     floor = np.minimum(1, counts) if every_class and size >= len(counts) else np.zeros_like(counts)
     ideal = size * counts / counts.sum()
     quota = np.maximum(np.floor(ideal).astype(np.int64), floor)
@@ -71,11 +72,11 @@ class Split:
     Parameters
     ----------
     context : ndarray of int
-        Rows kept as context at predict.
+        RowIndices kept as context at predict.
     pool : ndarray of int
-        Rows from which the steps' contexts and queries are drawn.
+        RowIndices from which the steps' contexts and queries are drawn.
     held_back : ndarray of int
-        Rows that no step before the guard's decision sees.
+        RowIndices that no step before the guard's decision sees.
     guard_context : ndarray of int
         The context that the held-back rows are scored with: the predicting one, less the held-back rows.
     folds : tuple of ndarray of int
@@ -83,20 +84,26 @@ class Split:
         Empty where the rows outside the context are the queries.
     """
 
-    context: Rows
-    pool: Rows
-    held_back: Rows
-    guard_context: Rows
-    folds: tuple[Rows, ...] = ()
+    context: RowIndices
+    pool: RowIndices
+    held_back: RowIndices
+    guard_context: RowIndices
+    folds: tuple[RowIndices, ...] = ()
 
     @property
-    def crossed(self) -> bool:
+    def held_back_in_context(self) -> bool:
         """Whether held-back rows are context at predict, so that they are judged with a smaller one."""
         return len(np.intersect1d(self.held_back, self.context)) > 0
 
 
 def split_demonstrations(
-    labels: NDArray[np.int64], context: Rows, *, share: float, most: int, rng: np.random.Generator, n_folds: int = 3
+    labels: NDArray[np.int64],
+    context: RowIndices,
+    *,
+    share: float,
+    max_held_back: int,
+    rng: np.random.Generator,
+    n_folds: int = 3,
 ) -> Split:
     """Set held-back rows aside, from outside the context where there are rows outside it.
 
@@ -105,11 +112,11 @@ def split_demonstrations(
     labels : ndarray of shape (N,), int
         Class codes.
     context : ndarray of shape (n,), int
-        Rows kept as context at predict.
+        RowIndices kept as context at predict.
     share : float
         Share of the rows outside the context (of all rows, if the context is everything) to hold back.
-    most : int
-        Rows to hold back at most.
+    max_held_back : int
+        RowIndices to hold back at most.
     rng : Generator
         Source of randomness.
     n_folds : int, default=3
@@ -126,7 +133,7 @@ def split_demonstrations(
     # One context row of every class stays in the context: no row is scored without an example of its class.
     _, first = np.unique(labels[context], return_index=True)
     source = np.setdiff1d(source, context[first])
-    size = min(most, round(share * len(source)))
+    size = min(max_held_back, round(share * len(source)))
     held_back = np.empty(0, dtype=np.int64)
     if size >= 4:
         held_back = stratified_rows(labels, source, size, rng, every_class=False)
@@ -137,8 +144,13 @@ def split_demonstrations(
 
 
 def query_folds(
-    labels: NDArray[np.int64], pool: Rows, n_folds: int, rng: np.random.Generator, *, spare: Rows | None = None
-) -> tuple[Rows, ...]:
+    labels: NDArray[np.int64],
+    pool: RowIndices,
+    n_folds: int,
+    rng: np.random.Generator,
+    *,
+    keep_out: RowIndices | None = None,
+) -> tuple[RowIndices, ...]:
     """Parts of the pool that are queries by turns; one row of each class is in none of them.
 
     Parameters
@@ -146,22 +158,22 @@ def query_folds(
     labels : ndarray of shape (N,), int
         Class codes.
     pool : ndarray of shape (P,), int
-        Rows that may be used.
+        RowIndices that may be used.
     n_folds : int
         Parts at most.
     rng : Generator
         Source of randomness.
-    spare : ndarray of int, optional
-        Rows from which that one row of each class is taken; by default the pool.
+    keep_out : ndarray of int, optional
+        RowIndices from which that one row of each class is taken; by default the pool.
 
     Returns
     -------
     tuple of ndarray of int
         None of them empty.
     """
-    spare = pool if spare is None else spare
-    _, first = np.unique(labels[spare], return_index=True)
-    queries = np.setdiff1d(pool, spare[first])
+    keep_out = pool if keep_out is None else keep_out
+    _, first = np.unique(labels[keep_out], return_index=True)
+    queries = np.setdiff1d(pool, keep_out[first])
     parts = stratified_parts(labels[queries], n_folds, rng)
     return tuple(fold for part in range(n_folds) if len(fold := queries[parts == part]))
 
@@ -197,52 +209,33 @@ def stratified_parts(labels: NDArray[np.int64], n_parts: int, rng: np.random.Gen
 
 
 def draw_episode(
-    labels: NDArray[np.int64],
-    split: Split,
-    *,
-    step: int,
-    chunk_size: int,
-    query_share: float,
-    resample_context: bool,
-    rng: np.random.Generator,
-) -> tuple[Rows, Rows]:
+    split: Split, *, step: int, chunk_size: int, rng: np.random.Generator
+) -> tuple[RowIndices, RowIndices]:
     """Draw one step's context and queries.
 
     Parameters
     ----------
-    labels : ndarray of shape (N,), int
-        Class codes.
     split : Split
         The rows that may be used.
     step : int
         Number of the step, from 0; folds take turns by it.
     chunk_size : int
-        Most query rows.
-    query_share : float
-        Where the context is drawn anew: largest share of the pool that becomes queries.
-    resample_context : bool
-        Draw the context anew. False: the predicting one, or the rows outside of a fold.
+        Query rows at most.
     rng : Generator
         Source of randomness.
 
     Returns
     -------
     context, query : ndarray of int
-        Disjoint rows of the pool.
+        Disjoint rows of the pool: the predicting context and rows outside it, or a fold and the rows outside the fold.
     """
-    pool = split.pool
-    if resample_context:
-        queries = min(chunk_size, max(1, round(query_share * len(pool))))
-        size = max(1, min(len(split.guard_context), len(pool) - queries))
-        context = stratified_rows(labels, pool, size, rng)
-    elif split.folds:
-        fold = split.folds[step % len(split.folds)]
-        return np.setdiff1d(pool, fold), np.sort(rng.permutation(fold)[:chunk_size])
+    if split.folds:
+        query = split.folds[step % len(split.folds)]
+        context = np.setdiff1d(split.pool, query)
     else:
-        context = np.intersect1d(split.guard_context, pool)
-    rest = np.setdiff1d(pool, context)
-    query = rng.permutation(rest)[:chunk_size]
-    return context, np.sort(query)
+        context = np.intersect1d(split.guard_context, split.pool)
+        query = np.setdiff1d(split.pool, context)
+    return context, np.sort(rng.permutation(query)[:chunk_size])
 
 
 def seeded(seed: int, *branch: int) -> np.random.Generator:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from tttabpfn import tabpfn_adapter as adapter
-from tttabpfn.fast_weights.selection import StackLayout, select_names
+from tttabpfn.adaptation.outcome import fast_weight_name, network_weights
+from tttabpfn.fast_weights.stacks import StackLayout
 
 Stacks = dict[str, Tensor]
 
@@ -28,10 +29,10 @@ class FastModel:
         chosen = []
         for model in models:
             own = dict(model.named_parameters())
-            chosen.append({name: own[name] for name in select_names(adapter.adaptable_shapes(model), selection)})
+            chosen.append({name: own[name] for name in adapter.select_names(adapter.adaptable_names(model), selection)})
         self.models = adapter.private_copies(models, chosen)
         self._parameters = {
-            f"{position}:{name}": parameter
+            fast_weight_name(position, name): parameter
             for position, (twin, names) in enumerate(zip(self.models, chosen, strict=True))
             for name, parameter in twin.named_parameters()
             if name in names
@@ -52,13 +53,31 @@ class FastModel:
     def gradients(self, loss: Tensor) -> dict[str, Tensor]:
         """Gradients of a loss by parameter name; zeros where a parameter plays no part."""
         names = list(self._parameters)
-        found = torch.autograd.grad(loss, [self._parameters[name] for name in names], allow_unused=True)
+        gradients = torch.autograd.grad(loss, [self._parameters[name] for name in names], allow_unused=True)
         return {
             name: torch.zeros_like(self._parameters[name]) if gradient is None else gradient
-            for name, gradient in zip(names, found, strict=True)
+            for name, gradient in zip(names, gradients, strict=True)
         }
 
     @property
     def nbytes(self) -> int:
         """Size of the fast weights in bytes."""
-        return sum(stack.numel() * stack.element_size() for stack in self.initial.values())
+        return sum(stack.nbytes for stack in self.initial.values())
+
+
+def predicting_models(base: adapter.Base, tensors: Mapping[str, Tensor]) -> list[nn.Module]:
+    """Networks that predict with fast weights.
+
+    Parameters
+    ----------
+    base : Base
+        The base; shared, never written to.
+    tensors : dict of str to Tensor
+        An adaptation's; a memory's are passed over.
+
+    Returns
+    -------
+    list of Module
+        They use the given tensors themselves and require no gradients.
+    """
+    return adapter.private_copies(base.models, network_weights(tensors, len(base.models)), trainable=False)

@@ -3,22 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
-from tttabpfn.adaptation.episodes import Rows, seeded, split_demonstrations
+from tttabpfn.adaptation.episodes import RowIndices, seeded, split_demonstrations
 from tttabpfn.adaptation.guard import Verdict, judge
 from tttabpfn.adaptation.outcome import Adaptation, Progress
 from tttabpfn.adaptation.path import GradientPath, PathPoint
+from tttabpfn.adaptation.session import Session
 from tttabpfn.adaptation.settings import Settings
+from tttabpfn.memory.settings import checkpoints
 from tttabpfn.report import AdaptationReport
 
-if TYPE_CHECKING:
-    from tttabpfn.adaptation.session import Session
+LAST_STEPS_BRANCH, FOLD_BRANCH = 3, 4
 
-ABSORB_BRANCH, FOLD_BRANCH = 3, 4
+
+@dataclass(frozen=True)
+class GradientOutcome:
+    """What the gradient steps led to.
+
+    Parameters
+    ----------
+    adaptation : Adaptation
+        Without tensors if the frozen weights stay.
+    point : PathPoint or None
+        Where the accepted weights stand on the path, if held-back rows are left to train on.
+    step_size : float
+        That path's.
+    """
+
+    adaptation: Adaptation
+    point: PathPoint | None = None
+    step_size: float = 0.0
 
 
 class GradientAdaptation:
@@ -40,17 +60,16 @@ class GradientAdaptation:
         self.recipe = settings.recipe
         self.progress = progress
         self.path = session.path(settings)
-        self.marks = self._checkpoints()
+        self.marks = checkpoints(settings.n_steps, self.recipe.n_checkpoints)
         self.scorers = self._scorers(session.demonstrations.n_members)
-        self._accepted: tuple[PathPoint, float] | None = None
 
-    def run(self) -> Adaptation:
+    def run(self) -> GradientOutcome:
         """Race, walk, judge.
 
         Returns
         -------
-        Adaptation
-            Without tensors if the frozen weights stay.
+        GradientOutcome
+            Its weights have seen no held-back row, unless nobody asked for a comparison.
         """
         session, settings = self.session, self.settings
         if len(session.split.held_back) == 0:
@@ -58,8 +77,8 @@ class GradientAdaptation:
         if not settings.guard and settings.step_size is not None:
             return self._without_evidence("guard=False and a given step size: no row was held back")
         step_size, tried, point = self._race()
-        best, last, curve = self._best_point(point, step_size)
-        verdict, frozen, adapted = self._verdict(best)
+        best, losses, last, curve = self._best_point(point, step_size)
+        verdict, frozen, adapted = self._verdict(best, losses)
         report = self._report(
             accepted=verdict.accepted,
             reason=verdict.reason,
@@ -75,26 +94,34 @@ class GradientAdaptation:
             notes=last.notes,
         )
         if not verdict.accepted:
-            return Adaptation({}, report)
-        self._accepted = best, step_size
-        return Adaptation(self._tensors(best), report)
+            return GradientOutcome(Adaptation({}, report))
+        return GradientOutcome(Adaptation(self._tensors(best), report), best, step_size)
 
-    def absorbed(self, found: Adaptation) -> Adaptation:
-        """The same adaptation, with the held-back rows taken in after the decision.
+    def train_on_held_back(self, outcome: GradientOutcome) -> Adaptation:
+        """Take the held-back rows in after the decision: a few more steps, as many as their share of the data is worth.
 
         Parameters
         ----------
-        found : Adaptation
-            What `run` returned.
+        outcome : GradientOutcome
+            What `run` returned; its report may have been replaced since.
 
         Returns
         -------
         Adaptation
             With the weights that predict.
         """
-        if self._accepted is None or not self.recipe.absorb or not self._accepted[0].step:
-            return found
-        return Adaptation(self._tensors(self._absorb(*self._accepted)), found.report)
+        point, split, settings = outcome.point, self.session.split, self.settings
+        if point is None or not point.step or not self.recipe.train_on_held_back:
+            return outcome.adaptation
+        extra = max(1, round(point.step * len(split.held_back) / len(self.session.labels)))
+        rng = seeded(settings.seed, LAST_STEPS_BRANCH)
+        level = self.path.schedule(point.step)
+
+        def episode(step: int) -> tuple[RowIndices, RowIndices]:
+            return split.guard_context, np.sort(rng.permutation(split.held_back)[: settings.chunk_size])
+
+        end = self.path.walk(point, point.step + extra, outcome.step_size, episode=episode, schedule=lambda step: level)
+        return Adaptation(self._tensors(end), outcome.adaptation.report)
 
     def _race(self) -> tuple[float, dict[float, float], PathPoint]:
         """Give every candidate step size a short trial and keep the best; its trial is the start of the path."""
@@ -107,13 +134,9 @@ class GradientAdaptation:
         points: dict[float, PathPoint] = {}
         for size in candidates:
             points[size] = self.path.walk(start, trial, size, observer=self._tell(f"step size {size:g}"))
-            tried[size] = self._score(points[size])
+            tried[size] = float(self._score(points[size]).mean())
         best = min(tried, key=lambda size: (not np.isfinite(tried[size]), tried[size]))
         return best, tried, points[best]
-
-    def _checkpoints(self) -> list[int]:
-        n_steps, n_checkpoints = self.settings.n_steps, self.recipe.n_checkpoints
-        return sorted({max(1, round(n_steps * k / n_checkpoints)) for k in range(1, n_checkpoints + 1)})
 
     def _scorers(self, n_members: int) -> list[int]:
         """Members that score points of the path: a few to compare many points, all where there is but one point."""
@@ -123,57 +146,50 @@ class GradientAdaptation:
         stride = max(1, n_members // size)
         return list(range(0, n_members, stride))[:size]
 
-    def _best_point(self, point: PathPoint, step_size: float) -> tuple[PathPoint, PathPoint, dict[int, float]]:
-        """Walk to the end of the path; return its best checkpoint, its end and the curve of held-back losses."""
-        curve = {0: float(self.session.frozen_losses(self.scorers).mean())}
+    def _best_point(
+        self, point: PathPoint, step_size: float
+    ) -> tuple[PathPoint, NDArray[np.float64], PathPoint, dict[int, float]]:
+        """Walk to the end of the path; return its best checkpoint and that one's losses, its end, and the curve."""
+        losses = self.session.scores.frozen_losses(self.scorers)
+        curve = {0: float(losses.mean())}
         best = self.path.start()
         for mark in [point.step, *(mark for mark in self.marks if mark > point.step)]:
             if mark == 0:
                 continue
             point = self.path.walk(point, mark, step_size, observer=self._tell("adapting"))
-            curve[mark] = self._score(point)
+            scored = self._score(point)
+            curve[mark] = float(scored.mean())
             if curve[mark] < curve[best.step]:
-                best = point
+                best, losses = point, scored
             if not np.isfinite(curve[mark]):
                 break
-        return best, point, curve
+        return best, losses, point, curve
 
-    def _verdict(self, best: PathPoint) -> tuple[Verdict, float, float]:
+    def _verdict(self, best: PathPoint, losses: NDArray[np.float64]) -> tuple[Verdict, float, float]:
         """Compare the two models that could predict: all their members, same context."""
-        everyone = list(range(self.session.demonstrations.n_members))
-        frozen = adapted = self.session.standing_losses()
-        if best.step and self.scorers == everyone and best.step == self._last_scored[0]:
-            adapted = self._last_scored[1]
+        scores = self.session.scores
+        frozen = adapted = scores.baseline_losses()
+        if best.step and tuple(self.scorers) == scores.everyone:
+            adapted = losses
         elif best.step:
             self.path.fast.load(best.weights)
-            adapted = self.session.held_back_losses(self.path.fast.models, everyone)
-        evidence = self.recipe.evidence * self.recipe.evidence_factor(self.session.split.crossed)
+            adapted = scores.losses(self.path.fast.models, scores.everyone)
+        evidence = self.recipe.evidence * self.recipe.evidence_factor(self.session.split.held_back_in_context)
         verdict = judge(frozen, adapted, evidence=evidence)
         if not self.settings.guard:
             verdict = Verdict(True, f"guard=False; {verdict.reason}", verdict.gain, verdict.standard_error)
         return verdict, float(frozen.mean()), float(adapted.mean())
 
-    def _absorb(self, point: PathPoint, step_size: float) -> PathPoint:
-        """A few more steps whose queries are the held-back rows, as many as their share of the data is worth."""
-        split, settings = self.session.split, self.settings
-        extra = max(1, round(point.step * len(split.held_back) / len(self.session.labels)))
-        rng = seeded(settings.seed, ABSORB_BRANCH)
-        level = self.path.schedule(point.step)
-
-        def episode(step: int) -> tuple[Rows, Rows]:
-            return split.guard_context, np.sort(rng.permutation(split.held_back)[: settings.chunk_size])
-
-        return self.path.walk(point, point.step + extra, step_size, episode=episode, schedule=lambda step: level)
-
-    def _without_evidence(self, why: str) -> Adaptation:
+    def _without_evidence(self, why: str) -> GradientOutcome:
         """Nothing can be compared: the frozen weights stay, unless the user took the decision."""
         settings, path = self.settings, self.path
         if settings.guard or settings.step_size is None:
-            return Adaptation({}, self._report(accepted=False, reason=why))
+            return GradientOutcome(Adaptation({}, self._report(accepted=False, reason=why)))
         labels, context = self.session.labels, self.session.split.context
-        whole = split_demonstrations(labels, context, share=0, most=0, rng=seeded(settings.seed, FOLD_BRANCH))
-        known = self.session.known_rows(path.fast.models)
-        path = GradientPath(path.fast, path.demonstrations, labels, whole, settings, known_rows=known)
+        rng = seeded(settings.seed, FOLD_BRANCH)
+        everything = split_demonstrations(labels, context, share=0, max_held_back=0, rng=rng)
+        # Not the shared first gradient: that one's episode leaves the held-back rows out.
+        path = GradientPath(path.fast, path.demonstrations, everything, settings, known_rows=path.known_rows)
         end = path.walk(path.start(), settings.n_steps, settings.step_size, observer=self._tell("adapting"))
         report = self._report(
             accepted=True,
@@ -184,18 +200,16 @@ class GradientAdaptation:
             step_losses=end.losses,
             notes=end.notes,
         )
-        return Adaptation(self._tensors(end), report)
+        return GradientOutcome(Adaptation(self._tensors(end), report))
 
-    def _score(self, point: PathPoint) -> float:
+    def _score(self, point: PathPoint) -> NDArray[np.float64]:
         self.path.fast.load(point.weights)
-        losses = self.session.held_back_losses(self.path.fast.models, self.scorers)
-        self._last_scored = point.step, losses
-        return float(losses.mean())
+        return self.session.scores.losses(self.path.fast.models, self.scorers)
 
     def _tensors(self, point: PathPoint) -> dict[str, Tensor]:
         return {name: value.detach().clone() for name, value in self.path.fast.named(point.weights).items()}
 
-    def _report(self, **found: Any) -> AdaptationReport:
+    def _report(self, **fields: Any) -> AdaptationReport:
         split = self.session.split
         known = {
             "adaptation": self.settings.adaptation,
@@ -206,7 +220,7 @@ class GradientAdaptation:
             "n_held_back": len(split.held_back),
             "fast_weight_bytes": self.path.fast.nbytes,
         }
-        return AdaptationReport(**{**known, **found})
+        return AdaptationReport(**{**known, **fields})
 
     def _tell(self, what: str) -> Callable[[PathPoint], None] | None:
         progress, total = self.progress, self.settings.n_steps

@@ -1,12 +1,19 @@
-"""Never worse: frozen and adapted model compared row by row on demonstrations that no step has seen."""
+"""Never worse: frozen and adapted model scored and compared row by row on demonstrations that no step has seen."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from tabpfn import TabPFNClassifier
+from torch import Tensor, nn
+
+from tttabpfn import tabpfn_adapter as adapter
+from tttabpfn.adaptation.episodes import RowIndices, Split
 
 
 @dataclass(frozen=True)
@@ -93,3 +100,109 @@ def row_losses(probabilities: NDArray[np.floating], labels: NDArray[np.int64]) -
     """
     chosen = probabilities[np.arange(len(labels)), labels].astype(np.float64)
     return -np.log(np.clip(chosen, np.finfo(np.float32).eps, 1.0))
+
+
+class HeldBackScores:
+    """Log losses of held-back rows, from exactly what predicts: ensembling, temperature and thresholds included.
+
+    Parameters
+    ----------
+    split : Split
+        Its held-back rows are scored with its guard context.
+    labels : ndarray of shape (N,), int
+        Class codes of all demonstrations.
+    frozen : sequence of Module
+        The base's networks.
+    all_members, adapting_members : TabPFNClassifier
+        Fitted on the predicting context, with every ensemble member and with those that adapt.
+    all_demonstrations : Demonstrations
+        Rows as every member sees them.
+    members : sequence of int
+        Positions of the adapting members among all.
+    row_embeddings : RowEmbeddings or None
+        Those of the adapting members.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        labels: NDArray[np.int64],
+        frozen: Sequence[nn.Module],
+        all_members: TabPFNClassifier,
+        adapting_members: TabPFNClassifier,
+        all_demonstrations: adapter.Demonstrations,
+        members: Sequence[int],
+        row_embeddings: adapter.RowEmbeddings | None,
+    ) -> None:
+        self.split = split
+        self.labels = labels
+        self.frozen = frozen
+        self.all_members = all_members
+        self.adapting_members = adapting_members
+        self.members = tuple(members)
+        self.everyone = tuple(range(len(members)))
+        self._all_demonstrations = all_demonstrations
+        self._demonstrations = all_demonstrations.of_members(members)
+        self._row_embeddings = row_embeddings
+        self._frozen_losses: dict[tuple[int, ...], NDArray[np.float64]] = {}
+        self._baseline_losses: NDArray[np.float64] | None = None
+
+    def losses(self, models: Sequence[nn.Module], members: Sequence[int] | None = None) -> NDArray[np.float64]:
+        """Log loss of each held-back row, as the adapting members (or some of them, by position) would score it."""
+        return self.of_rows(self._logits(models, members), self.split.held_back)
+
+    def of_rows(self, logits: Tensor, rows: RowIndices) -> NDArray[np.float64]:
+        """Log loss of any demonstrations, from raw logits (M, Q, K) of the adapting members."""
+        return row_losses(adapter.probabilities(self.adapting_members, logits), self.labels[rows])
+
+    def frozen_losses(self, members: Sequence[int]) -> NDArray[np.float64]:
+        """Log loss of each held-back row under the frozen model; computed once per set of adapting members."""
+        key = tuple(members)
+        if key not in self._frozen_losses:
+            self._frozen_losses[key] = self.losses(self.frozen, key)
+        return self._frozen_losses[key]
+
+    def baseline_losses(self) -> NDArray[np.float64]:
+        """Log loss of each held-back row under what predicts if nothing is accepted: the frozen model, all members."""
+        if self._all_adapt:
+            return self.frozen_losses(self.everyone)
+        if self._baseline_losses is None:
+            # The adapting members run once, for both scores; their row embeddings are kept, the others' are not.
+            own = self._logits(self.frozen, None)
+            self._frozen_losses.setdefault(self.everyone, self.of_rows(own, self.split.held_back))
+            others = sorted(set(range(self._all_demonstrations.n_members)) - set(self.members))
+            rest = self._run(self.frozen, self._all_demonstrations.of_members(others), None, None)
+            logits = dict(zip([*self.members, *others], [*own, *rest], strict=True))
+            everyone = torch.stack([logits[member] for member in sorted(logits)])
+            probabilities = adapter.probabilities(self.all_members, everyone)
+            self._baseline_losses = row_losses(probabilities, self.labels[self.split.held_back])
+        return self._baseline_losses
+
+    def worth_of_other_members(self) -> float:
+        """What members that do not adapt are worth to the frozen model: nats per held-back row, 0 at least."""
+        if self._all_adapt:
+            return 0.0
+        return max(0.0, float((self.frozen_losses(self.everyone) - self.baseline_losses()).mean()))
+
+    @property
+    def _all_adapt(self) -> bool:
+        return len(self.members) == self._all_demonstrations.n_members
+
+    def _logits(self, models: Sequence[nn.Module], members: Sequence[int] | None) -> Tensor:
+        known_rows = adapter.matching_row_embeddings(self._row_embeddings, models)
+        return self._run(models, self._demonstrations, members, known_rows)
+
+    def _run(
+        self,
+        models: Sequence[nn.Module],
+        demonstrations: adapter.Demonstrations,
+        members: Sequence[int] | None,
+        known_rows: adapter.RowEmbeddings | None,
+    ) -> Tensor:
+        device = demonstrations.labels.device
+        context = torch.as_tensor(self.split.guard_context, device=device)
+        held_back = torch.as_tensor(self.split.held_back, device=device)
+        with torch.no_grad():
+            return adapter.member_logits(
+                models, demonstrations, context, held_back, members, known_rows=known_rows
+            ).logits

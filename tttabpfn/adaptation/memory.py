@@ -1,10 +1,9 @@
-"""The fast-weight memory: demonstrations embedded by forward passes and written into weights on the embeddings."""
+"""Demonstrations into a memory: embedded by forward passes, chosen and judged on held-back rows, then written."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -12,51 +11,21 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tttabpfn import tabpfn_adapter as adapter
-from tttabpfn.adaptation.episodes import Rows as RowIndices
-from tttabpfn.adaptation.episodes import Split, query_folds, seeded, stratified_parts
-from tttabpfn.adaptation.guard import Verdict, judge, row_losses
-from tttabpfn.adaptation.memory_choice import Choice, MemorySettings, choose, write
-from tttabpfn.adaptation.memory_reader import Memory
-from tttabpfn.adaptation.memory_rows import KeyScale, Rows
+from tttabpfn.adaptation.episodes import RowIndices, query_folds, seeded, stratified_parts
+from tttabpfn.adaptation.guard import Verdict, judge
+from tttabpfn.adaptation.outcome import WrittenMemory
+from tttabpfn.adaptation.session import Session
 from tttabpfn.adaptation.settings import Settings
-from tttabpfn.fast_weights.chunked import is_out_of_memory
-
-if TYPE_CHECKING:
-    from tttabpfn.adaptation.session import Session
+from tttabpfn.fast_weights.chunked import in_slices
+from tttabpfn.memory.choice import Choice, choose
+from tttabpfn.memory.kinds import KINDS
+from tttabpfn.memory.memory import Memory
+from tttabpfn.memory.rows import KeyScale, MemoryRows
+from tttabpfn.memory.settings import MemorySettings
 
 FOLD_BRANCH, PART_BRANCH, START_BRANCH = 10, 11, 12
 UNJUDGED_PENALTY = 0.1
 """Penalty of the linear memory where no rows are left to choose by."""
-
-
-@dataclass(frozen=True)
-class WrittenMemory:
-    """What writing a memory led to.
-
-    Parameters
-    ----------
-    memory : Memory or None
-        None if it was refused.
-    verdict : Verdict
-        The guard's.
-    choice : Choice
-        What was chosen on held-back rows.
-    loss_frozen : float
-        Mean log loss of the held-back rows without the memory.
-    n_held_back : int
-        Rows that were held back, each from one writing.
-    step_losses : tuple of float
-        Loss over all rows before each update of the final writing.
-    notes : tuple of str
-    """
-
-    memory: Memory | None
-    verdict: Verdict
-    choice: Choice
-    loss_frozen: float
-    n_held_back: int
-    step_losses: tuple[float, ...]
-    notes: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -86,21 +55,21 @@ class MemoryWriter:
     models : sequence of Module
         Networks that embed and that will predict: the base's, or adapted ones.
     settings : Settings
-    refolded : bool
+    cross_validated : bool
         Whether rows outside the context may each be held back once (the networks were not trained on any of them).
         False: only the session's held-back rows are.
     """
 
     def __init__(
-        self, session: Session, models: Sequence[nn.Module], settings: Settings, *, refolded: bool = True
+        self, session: Session, models: Sequence[nn.Module], settings: Settings, *, cross_validated: bool = True
     ) -> None:
         self.session = session
         self.models = models
-        self.known_rows = session.known_rows(models)
+        self.known_rows = adapter.matching_row_embeddings(session.row_embeddings, models)
         self.recipe = settings.recipe.memory
-        self.refolded = refolded
+        self.cross_validated = cross_validated
         self.guard = settings.guard
-        self.evidence = self.recipe.evidence * settings.recipe.evidence_factor(session.split.crossed)
+        self.evidence = self.recipe.evidence * settings.recipe.evidence_factor(session.split.held_back_in_context)
         self.seed = settings.seed
         self.settings = MemorySettings(
             n_steps=settings.n_steps,
@@ -114,28 +83,30 @@ class MemoryWriter:
         self.notes: list[str] = []
 
     def run(self) -> WrittenMemory:
-        """Do it all."""
+        """Choose on held-back rows, judge, write with all rows.
+
+        Returns
+        -------
+        WrittenMemory
+            Without a memory if it was refused.
+        """
         with torch.no_grad():
             return self._judged() if len(self.session.split.held_back) else self._unjudged()
 
     def _judged(self) -> WrittenMemory:
-        split = self.session.split
-        if split.crossed and self._may_refold(len(self.session.labels)):
-            everything, folds = self._embed_crossed(split.context, np.arange(len(self.session.labels)))
-        elif split.crossed:
-            held_back = self._embed(split.guard_context, split.held_back)
-            known = self._embed_folds(split.guard_context, split.folds)
-            everything = _Embedded.joined([known, held_back])
-            folds = np.isin(everything.rows, known.rows)[None]
-        else:
-            everything = self._embed(split.context, np.setdiff1d(np.arange(len(self.session.labels)), split.context))
-            folds = self._folds(everything.rows, split)
-        scale = KeyScale.of(everything.embeddings)
-        choice = choose(self._rows(everything, scale, folds), self.settings, self._row_losses(everything.rows))
+        embedded, folds = self._embedded_with_folds()
+        rows = self._rows(embedded, KeyScale.of(embedded.embeddings), folds)
+
+        def row_losses(scaled: Tensor, positions: NDArray[np.int64]) -> NDArray[np.float64]:
+            logits = scaled * self.session.demonstrations.temperature
+            return self.session.scores.of_rows(logits, embedded.rows[positions])
+
+        choice = choose(rows, self.settings, row_losses)
+        # Each row once, in the order in which `choose` scores them: fold by fold of those that hold rows back.
         order = np.concatenate([np.flatnonzero(~fold) for fold in folds])
-        frozen = self._row_losses(everything.rows)(everything.offsets[:, order], order)
-        if self.refolded:  # refused, the frozen model would predict with all its members
-            frozen = frozen - self.session.worth_of_other_members()
+        frozen = row_losses(embedded.offsets[:, order], order)
+        if self.cross_validated:  # refused, the frozen model would predict with all its members
+            frozen = frozen - self.session.scores.worth_of_other_members()
         verdict = judge(frozen, choice.losses, evidence=self.evidence)
         verdict = replace(verdict, reason=f"{choice.describe()}: {verdict.reason}")
         if not self.guard:
@@ -143,8 +114,25 @@ class MemoryWriter:
         memory: Memory | None = None
         losses: tuple[float, ...] = ()
         if verdict.accepted:
-            memory, losses = self._write(choice, everything)
+            memory, losses = self._write(choice, embedded)
         return WrittenMemory(memory, verdict, choice, float(frozen.mean()), len(frozen), losses, tuple(self.notes))
+
+    def _embedded_with_folds(self) -> tuple[_Embedded, NDArray[np.bool_]]:
+        """The rows that a memory is written with, embedded, and for each fold which of them it writes."""
+        split, n_rows = self.session.split, len(self.session.labels)
+        if not split.held_back_in_context:
+            # Rows outside the predicting context, embedded as new rows will be; folds hold each of them back once.
+            embedded = self._embed(split.context, np.setdiff1d(np.arange(n_rows), split.context))
+            return embedded, self._folds(embedded.rows)
+        if self._may_fold(n_rows):
+            # All rows are context: each part is embedded given the others, and one fold holds it back.
+            return self._embed_by_parts(split.context, np.arange(n_rows))
+        # All rows are context, but the networks were trained on some of them (or there are too many rows to embed four
+        # times): only the session's held-back rows can be scored; the others are written, each fold given the others.
+        held_back = self._embed(split.guard_context, split.held_back)
+        known = self._embed_folds(split.guard_context, split.folds)
+        embedded = _Embedded.joined([known, held_back])
+        return embedded, np.isin(embedded.rows, known.rows)[None]
 
     def _unjudged(self) -> WrittenMemory:
         """Too few rows to compare anything: nothing is written, unless the guard is off."""
@@ -155,7 +143,7 @@ class MemoryWriter:
             return WrittenMemory(None, refused, Choice("none", 0.0, 0, 0.0, none), np.nan, 0, (), ())
         choice = Choice("linear", UNJUDGED_PENALTY, self.settings.n_steps, 1.0, none)
         everything = np.arange(len(self.session.labels))
-        embedded, _ = self._embed_crossed(self.session.split.context, everything)
+        embedded, _ = self._embed_by_parts(self.session.split.context, everything)
         memory, losses = self._write(choice, embedded)
         verdict = Verdict(True, f"guard=False; {choice.describe()}: {why}", 0.0, np.inf)
         return WrittenMemory(memory, verdict, choice, np.nan, 0, losses, tuple(self.notes))
@@ -164,41 +152,38 @@ class MemoryWriter:
         """Write the chosen memory with all rows."""
         scale = KeyScale.of(embedded.embeddings)
         rows = self._rows(embedded, scale, np.ones((1, len(embedded.rows)), dtype=bool))
-        weights, losses = write(choice.kind, rows, (choice.value,), self.settings, until=choice.steps)
+        weights, losses = KINDS[choice.kind].write(rows, (choice.value,), self.settings, choice.steps, None)
         factor = choice.gate * self.session.demonstrations.temperature
         return Memory.gated(choice.kind, scale, weights, factor), tuple(losses)
 
-    def _rows(self, embedded: _Embedded, scale: KeyScale, written: NDArray[np.bool_]) -> Rows:
+    def _rows(self, embedded: _Embedded, scale: KeyScale, written: NDArray[np.bool_]) -> MemoryRows:
         labels = self.session.demonstrations.labels
         device = labels.device
-        return Rows(
+        return MemoryRows(
             keys=scale.keys(embedded.embeddings),
             offsets=embedded.offsets,
             labels=labels[torch.as_tensor(embedded.rows, device=device)],
             written=torch.as_tensor(written, dtype=torch.float32, device=device),
         )
 
-    def _row_losses(self, rows: RowIndices) -> _RowLosses:
-        return _RowLosses(self.session, rows)
-
-    def _folds(self, rows: RowIndices, split: Split) -> NDArray[np.bool_]:
+    def _folds(self, rows: RowIndices) -> NDArray[np.bool_]:
         """Which rows each fold writes."""
-        if not self._may_refold(len(rows)):
-            return ~np.isin(rows, split.held_back)[None]
+        if not self._may_fold(len(rows)):
+            return ~np.isin(rows, self.session.split.held_back)[None]
         labels = self.session.labels[rows]
         parts = stratified_parts(labels, self.recipe.folds, seeded(self.seed, FOLD_BRANCH))
         return np.stack([parts != part for part in range(self.recipe.folds)])
 
-    def _may_refold(self, n_rows: int) -> bool:
-        return self.refolded and n_rows <= self.recipe.most_folded
+    def _may_fold(self, n_rows: int) -> bool:
+        return self.cross_validated and n_rows <= self.recipe.max_folded
 
-    def _embed_crossed(self, context: RowIndices, rows: RowIndices) -> tuple[_Embedded, NDArray[np.bool_]]:
+    def _embed_by_parts(self, context: RowIndices, rows: RowIndices) -> tuple[_Embedded, NDArray[np.bool_]]:
         """Embed rows in parts, each given the context's other rows, and tell which rows are not in each part.
 
         One row of every class only serves as context.
         """
         rng = seeded(self.seed, PART_BRANCH)
-        folds = query_folds(self.session.labels, rows, self.recipe.parts, rng, spare=context)
+        folds = query_folds(self.session.labels, rows, self.recipe.parts, rng, keep_out=context)
         embedded = self._embed_folds(context, folds)
         return embedded, np.stack([~np.isin(embedded.rows, fold) for fold in folds])
 
@@ -211,37 +196,19 @@ class MemoryWriter:
         demonstrations = self.session.demonstrations
         device = demonstrations.labels.device
         given = torch.as_tensor(context, device=device)
-        size, position, parts = self.recipe.rows_per_pass, 0, []
-        while position < len(rows):
-            chunk = rows[position : position + size]
-            try:
-                logits, embeddings = adapter.member_logits(
-                    self.models,
-                    demonstrations,
-                    given,
-                    torch.as_tensor(chunk, device=device),
-                    embeddings=True,
-                    known_rows=self.known_rows,
-                )
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error) or len(chunk) == 1:
-                    raise
-                size = max(1, len(chunk) // 2)
-                self.notes.append(f"out of memory with {len(chunk)} rows per forward pass; went on with {size}")
-                continue
-            parts.append(_Embedded(chunk, embeddings, logits / demonstrations.temperature))
-            position += len(chunk)
+
+        def embed(start: int, end: int) -> _Embedded:
+            chunk = rows[start:end]
+            output = adapter.member_logits(
+                self.models,
+                demonstrations,
+                given,
+                torch.as_tensor(chunk, device=device),
+                embeddings=True,
+                known_rows=self.known_rows,
+            )
+            return _Embedded(chunk, output.embeddings, output.logits / demonstrations.temperature)
+
+        parts: list[_Embedded] = []
+        self.notes.extend(in_slices(embed, 0, len(rows), self.recipe.rows_per_pass, parts.append).notes)
         return _Embedded.joined(parts)
-
-
-class _RowLosses:
-    """Log loss of rows by position among the embedded ones, ensembled as the predicting configuration does."""
-
-    def __init__(self, session: Session, rows: RowIndices) -> None:
-        self.inner = session.inner
-        self.temperature = session.demonstrations.temperature
-        self.labels = session.labels[rows]
-
-    def __call__(self, scaled: Tensor, positions: NDArray[np.int64]) -> NDArray[np.float64]:
-        probabilities = adapter.probabilities(self.inner, scaled * self.temperature)
-        return row_losses(probabilities, self.labels[positions])

@@ -6,22 +6,25 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from tttabpfn import tabpfn_adapter as adapter
-from tttabpfn.adaptation.episodes import Rows, Split, draw_episode, seeded
+from tttabpfn.adaptation.episodes import RowIndices, Split, draw_episode, seeded
 from tttabpfn.adaptation.fast_model import FastModel, Stacks
 from tttabpfn.adaptation.settings import Settings
 from tttabpfn.fast_weights import update_rules
 from tttabpfn.fast_weights.chunked import Chunk, accumulate, run_chunks
+from tttabpfn.fast_weights.reference.step import row_norms
 
 EPISODE_BRANCH = 1
 _BYTES_PER_ROW_AND_COLUMN = 24_000
+"""Of a gradient, per row, prepared column and member: a round estimate, how it was found is not recorded. Where it is
+too low for a network, micro-batches run out of memory once and are halved."""
 _MICRO_BATCH_BYTES = 4 * 1024**3
 _MICRO_BATCH_SHARE = 0.5
-_LEAST_MICRO_BATCH = 32
+_MIN_MICRO_BATCH = 32
+"""Chosen, not measured: bytes on a CPU, share of a GPU's memory, and query rows that a micro-batch has at least."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,7 @@ class FirstGradient:
     def nbytes(self) -> int:
         """Size of the gradients in bytes."""
         gradients = {} if self.found is None else self.found[0]
-        return sum(g.numel() * g.element_size() for g in (*gradients.values(), *(self.orthogonal or {}).values()))
+        return sum(tensor.nbytes for tensor in (*gradients.values(), *(self.orthogonal or {}).values()))
 
 
 class GradientPath:
@@ -79,9 +82,7 @@ class GradientPath:
     fast : FastModel
         The weights to adapt.
     demonstrations : Demonstrations
-        Rows of all ensemble members.
-    labels : ndarray of shape (N,), int
-        Class codes.
+        RowIndices of all ensemble members.
     split : Split
         Which rows may be used.
     settings : Settings
@@ -96,7 +97,6 @@ class GradientPath:
         self,
         fast: FastModel,
         demonstrations: adapter.Demonstrations,
-        labels: np.ndarray,
         split: Split,
         settings: Settings,
         first: FirstGradient | None = None,
@@ -104,12 +104,11 @@ class GradientPath:
     ) -> None:
         self.fast = fast
         self.demonstrations = demonstrations
-        self.labels = labels
         self.split = split
         self.settings = settings
         self.micro_batch = settings.chunk_size
         self._first = FirstGradient() if first is None else first
-        self._known_rows = known_rows
+        self.known_rows = known_rows
 
     def start(self) -> PathPoint:
         """The frozen weights, before any update."""
@@ -122,7 +121,7 @@ class GradientPath:
         step_size: float,
         *,
         observer: Callable[[PathPoint], None] | None = None,
-        episode: Callable[[int], tuple[Rows, Rows]] | None = None,
+        episode: Callable[[int], tuple[RowIndices, RowIndices]] | None = None,
         schedule: Callable[[int], float] | None = None,
     ) -> PathPoint:
         """Take updates from a point of the path on.
@@ -151,17 +150,20 @@ class GradientPath:
         draw = self.episode if episode is None else episode
         factor = self.schedule if schedule is None else schedule
         losses, notes = list(point.losses), list(point.notes)
-        chunk_size = settings.chunk_size
-        norms = {key: update_rules.row_norms(stack) for key, stack in self.fast.initial.items() if stack.ndim == 3}
+        norms = {key: row_norms(stack) for key, stack in self.fast.initial.items() if stack.ndim == 3}
+
+        def is_shared(step: int) -> bool:
+            # All paths draw the same first episode and take its gradient at the same, frozen, weights: the first one
+            # to get there computes it, and its orthogonal factors, for all. Episodes of the caller's own are not those.
+            return step == 0 and episode is None
 
         def gradient(chunk: Chunk, weights: Stacks) -> Stacks:
-            step = chunk.start // chunk_size
-            shared = step == 0 and episode is None
-            if shared and self._first.found is not None:
+            step = chunk.start
+            if is_shared(step) and self._first.found is not None:
                 named, loss, said = self._first.found
             else:
                 named, loss, said = self._gradient(step, weights, *draw(step))
-                if shared:
+                if is_shared(step):
                     self._first.found = (named, loss, said)
             losses.append(loss)
             notes.extend(said)
@@ -170,30 +172,26 @@ class GradientPath:
         def update(
             chunk: Chunk, weights: Stacks, gradients: Stacks, state: update_rules.State
         ) -> tuple[Stacks, update_rules.State]:
-            step = chunk.start // chunk_size
-            size = step_size * factor(step)
-            new, state = update_rules.update(
+            step = chunk.start
+            return update_rules.update(
                 settings.update_rule,
                 weights,
                 gradients,
                 state,
-                size,
+                step_size * factor(step),
                 scale=recipe.scale,
                 restore_norms=recipe.restore_norms and settings.update_rule == "muon",
                 initial_norms=norms,
                 backend=settings.backend,
-                orthogonal=self._first.orthogonal if step == 0 and episode is None else None,
+                orthogonal=self._first.orthogonal if is_shared(step) else None,
             )
-            if recipe.weight_decay:
-                pull = size * recipe.weight_decay
-                new = {key: value + pull * (self.fast.initial[key] - value) for key, value in new.items()}
-            return new, state
 
         def observe(chunk: Chunk, weights: Stacks, state: update_rules.State) -> None:
             if observer is not None:
-                observer(PathPoint(chunk.start // chunk_size + 1, weights, state, tuple(losses), tuple(notes)))
+                observer(PathPoint(chunk.end, weights, state, tuple(losses), tuple(notes)))
 
-        chunks = [Chunk(step * chunk_size, (step + 1) * chunk_size, apply=False) for step in range(point.step, until)]
+        # A chunk is a step here: its queries are drawn, not cut from a sequence.
+        chunks = [Chunk(step, step + 1, apply=False) for step in range(point.step, until)]
         run = run_chunks(chunks, point.weights, point.state, gradient=gradient, update=update, observer=observe)
         return PathPoint(until, run.weights, run.state, tuple(losses), tuple(notes))
 
@@ -206,21 +204,13 @@ class GradientPath:
         progress = (step - warm_up) / max(1, n_steps - warm_up)
         return recipe.final_share + (1 - recipe.final_share) * 0.5 * (1 + math.cos(math.pi * progress))
 
-    def episode(self, step: int) -> tuple[Rows, Rows]:
+    def episode(self, step: int) -> tuple[RowIndices, RowIndices]:
         """Context and queries of a step, from the seed tree."""
-        recipe = self.settings.recipe
-        return draw_episode(
-            self.labels,
-            self.split,
-            step=step,
-            chunk_size=self.settings.chunk_size,
-            query_share=recipe.query_share,
-            resample_context=recipe.resample_context,
-            rng=seeded(self.settings.seed, EPISODE_BRANCH, step),
-        )
+        rng = seeded(self.settings.seed, EPISODE_BRANCH, step)
+        return draw_episode(self.split, step=step, chunk_size=self.settings.chunk_size, rng=rng)
 
     def _gradient(
-        self, step: int, weights: Stacks, context: Rows, query: Rows
+        self, step: int, weights: Stacks, context: RowIndices, query: RowIndices
     ) -> tuple[dict[str, Tensor], float, tuple[str, ...]]:
         """Gradient of the mean query loss, accumulated over micro-batches of queries."""
         self.fast.load(weights)
@@ -232,9 +222,8 @@ class GradientPath:
         def gradient_of_slice(start: int, end: int) -> dict[str, Tensor]:
             part = queries[start:end]
             logits = adapter.member_logits(
-                self.fast.models, self.demonstrations, rows, part, members, known_rows=self._known_rows
-            )
-            assert isinstance(logits, Tensor)
+                self.fast.models, self.demonstrations, rows, part, members, known_rows=self.known_rows
+            ).logits
             loss = query_loss(logits, self.demonstrations.labels[part], self.demonstrations.temperature)
             loss = loss * (len(part) / len(queries))
             return {**self.fast.gradients(loss), "": loss.detach()}
@@ -254,7 +243,7 @@ class GradientPath:
     def _affordable(self, n_context: int, n_members: int) -> int:
         """Query rows per micro-batch within the device's fixed budget: the same bits whatever memory is free."""
         per_row = _BYTES_PER_ROW_AND_COLUMN * self.demonstrations.columns * n_members
-        return max(micro_batch_bytes(self.demonstrations.labels.device) // per_row - n_context, _LEAST_MICRO_BATCH)
+        return max(micro_batch_bytes(self.demonstrations.labels.device) // per_row - n_context, _MIN_MICRO_BATCH)
 
 
 def query_loss(logits: Tensor, labels: Tensor, temperature: float) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from tttabpfn.adaptation.memory_recipe import MemoryRecipe
+from tttabpfn.memory.settings import MemoryRecipe
 
 
 @dataclass(frozen=True)
@@ -13,18 +13,13 @@ class Recipe:
 
     Parameters
     ----------
-    most_members : int
+    max_members : int
         Ensemble members that adapt, and predict afterwards, where the wrapped estimator leaves their number to TabPFN
         (``n_estimators="auto"``, eight): every member gets a share of the steps, so that fewer of them adapt further.
     members_per_step : int
         Ensemble members in one update; they rotate from step to step.
     members_per_score : int
         Ensemble members that score the points of a path against each other; the verdict takes all.
-    resample_context : bool
-        Draw a new context for every step. False: the context that predicts serves every step, wherever it leaves
-        rows to train on.
-    query_share : float
-        Where all rows are context at predict: largest share of the rows that one step's episode takes as queries.
     warm_up_share : float
         Share of the steps over which the step size rises linearly.
     final_share : float
@@ -41,26 +36,22 @@ class Recipe:
         Share of the steps that every candidate step size gets before all but the best are dropped.
     evidence : float
         Standard errors by which the held-back gain must exceed zero to be accepted.
-    crossed_evidence : float
+    in_context_evidence : float
         Factor on the evidence asked for, of gradient steps and memory alike, where the held-back rows are context at
         predict: they are then judged with a smaller context than predicts, and gain more than new rows will.
-    absorb : bool
+    train_on_held_back : bool
         After the decision, take a few more steps whose queries are the held-back rows.
     scale : {"lact", "match_rms", "relative"}
         Unit of Muon's step.
     restore_norms : bool
         Restore each weight row's norm after an update of Muon, as LaCT does.
-    weight_decay : float
-        Pull towards the base weights, as a share of the step size.
     memory : MemoryRecipe
         How the fast-weight memory is written.
     """
 
-    most_members: int = 4
+    max_members: int = 4
     members_per_step: int = 1
     members_per_score: int = 2
-    resample_context: bool = False
-    query_share: float = 0.5
     warm_up_share: float = 0.1
     final_share: float = 0.1
     held_back_share: float = 0.25
@@ -69,16 +60,15 @@ class Recipe:
     step_size_factors: tuple[float, ...] = (0.3, 1.0)
     trial_share: float = 0.15
     evidence: float = 1.0
-    crossed_evidence: float = 1.5
-    absorb: bool = True
+    in_context_evidence: float = 1.5
+    train_on_held_back: bool = True
     scale: str = "match_rms"
     restore_norms: bool = False
-    weight_decay: float = 0.0
     memory: MemoryRecipe = field(default_factory=MemoryRecipe)
 
-    def evidence_factor(self, crossed: bool) -> float:
+    def evidence_factor(self, in_context: bool) -> float:
         """What evidence is multiplied by, given whether held-back rows are context at predict."""
-        return self.crossed_evidence if crossed else 1.0
+        return self.in_context_evidence if in_context else 1.0
 
 
 DEFAULT_STEP_SIZES = {"sgd": 0.1, "momentum": 0.03, "muon": 8e-3, "adamw": 1e-3}

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from tttabpfn.fast_weights import newton_schulz as _newton_schulz
-from tttabpfn.fast_weights import onednn, swiglu
+from tttabpfn.fast_weights import onednn, reference
 from tttabpfn.fast_weights.dispatch import differentiated
 
 __all__ = ["block_tokens", "newton_schulz", "swiglu_apply", "swiglu_gradients"]
@@ -50,22 +49,22 @@ def newton_schulz(matrix: Tensor, schedule: str = "schedule", steps: int = 5, dt
     """See `tttabpfn.fast_weights.newton_schulz.newton_schulz`; `matrix` is [B, D_out, D_in]."""
     size = max(1, CPU_STACK_ELEMENTS // max(1, matrix.shape[1] * matrix.shape[2]))
     if matrix.device.type != "cpu" or matrix.shape[0] <= size or _needs_grad(matrix):
-        return _newton_schulz.newton_schulz(matrix, schedule, steps, dtype)
+        return reference.newton_schulz(matrix, schedule, steps, dtype)
     out = matrix.new_empty(matrix.shape)
     for low, high in _windows(matrix.shape[0], size):
-        out[low:high] = _newton_schulz.newton_schulz(matrix[low:high], schedule, steps, dtype)
+        out[low:high] = reference.newton_schulz(matrix[low:high], schedule, steps, dtype)
     return out
 
 
 def swiglu_apply(w0: Tensor, w1: Tensor, w2: Tensor, x: Tensor, out: Tensor | None = None) -> Tensor:
-    """See `tttabpfn.fast_weights.swiglu.swiglu_apply`."""
+    """See `tttabpfn.fast_weights.reference.swiglu_apply`."""
     length, hidden = x.shape[1], w0.shape[1]
     if _needs_grad(w0, w1, w2, x):
         size = block_tokens(hidden, x.device.type, needs_grad=True)
         if length <= size:
-            return swiglu.swiglu_apply(w0, w1, w2, x, out)
+            return reference.swiglu_apply(w0, w1, w2, x, out)
         parts = [
-            checkpoint(swiglu.swiglu_apply, w0, w1, w2, x[:, a:b], use_reentrant=False, preserve_rng_state=False)
+            checkpoint(reference.swiglu_apply, w0, w1, w2, x[:, a:b], use_reentrant=False, preserve_rng_state=False)
             for a, b in _windows(length, size)
         ]
         return torch.cat(parts, dim=1)
@@ -89,7 +88,7 @@ def swiglu_apply(w0: Tensor, w1: Tensor, w2: Tensor, x: Tensor, out: Tensor | No
 def swiglu_gradients(
     w0: Tensor, w1: Tensor, w2: Tensor, k: Tensor, v: Tensor, lr0: Tensor, lr1: Tensor, lr2: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """See `tttabpfn.fast_weights.swiglu.swiglu_gradients`."""
+    """See `tttabpfn.fast_weights.reference.swiglu_gradients`."""
     if _needs_grad(w0, w1, w2, k, v, lr0, lr1, lr2):
         return _differentiable_gradients(w0, w1, w2, k, v, lr0, lr1, lr2)
     length, hidden = k.shape[1], w0.shape[1]
@@ -154,11 +153,11 @@ def _differentiable_gradients(*args: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     length = tokens[0].shape[1]
     size = block_tokens(weights[0].shape[1], tokens[0].device.type, needs_grad=True)
     if length <= size:
-        return swiglu.swiglu_gradients(*args)
+        return reference.swiglu_gradients(*args)
     total: list[Tensor] = []
     for a, b in _windows(length, size):
         block = [token[:, a:b] for token in tokens]
-        part = checkpoint(swiglu.swiglu_gradients, *weights, *block, use_reentrant=False, preserve_rng_state=False)
+        part = checkpoint(reference.swiglu_gradients, *weights, *block, use_reentrant=False, preserve_rng_state=False)
         total = [left + right for left, right in zip(total, part, strict=True)] if total else list(part)
     return total[0], total[1], total[2]
 

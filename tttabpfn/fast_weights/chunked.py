@@ -7,14 +7,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
-__all__ = ["Accumulated", "Chunk", "ChunkRun", "accumulate", "is_out_of_memory", "plan_chunks", "run_chunks"]
+__all__ = [
+    "Accumulated",
+    "Chunk",
+    "ChunkRun",
+    "Sliced",
+    "accumulate",
+    "in_slices",
+    "is_out_of_memory",
+    "plan_chunks",
+    "run_chunks",
+]
 
 State = TypeVar("State")
+Result = TypeVar("Result")
 ORDERS = ("update_then_apply", "apply_then_update")
 
 
@@ -238,15 +249,74 @@ def accumulate(
         raise ValueError(f"the window must not be empty, got start={start}, end={end}")
     if micro_batch < 1:
         raise ValueError(f"micro_batch must be 1 or more, got {micro_batch}")
-    size = min(micro_batch, end - start)
     total: dict[str, Tensor] = {}
+
+    def add(part: Mapping[str, Tensor]) -> None:
+        for name, value in part.items():
+            total[name] = total[name] + value if name in total else value
+
+    sliced = in_slices(gradient_of_slice, start, end, micro_batch, add)
+    return Accumulated(total, sliced.size, len(sliced.notes), sliced.notes)
+
+
+class Sliced(NamedTuple):
+    """How a window was gone through.
+
+    Attributes
+    ----------
+    size : int
+        Rows of the last slices.
+    notes : tuple of str
+        One sentence per halving, for a report.
+    """
+
+    size: int
+    notes: tuple[str, ...]
+
+
+def in_slices(
+    call: Callable[[int, int], Result], start: int, end: int, size: int, take: Callable[[Result], None]
+) -> Sliced:
+    """Go through ``[start, end)`` in slices; out of memory halves them and goes on.
+
+    Parameters
+    ----------
+    call : callable
+        ``call(start, end)`` returns a slice's result.
+    start, end : int
+        Half-open window, not empty.
+    size : int
+        Rows per slice, 1 or more.
+    take : callable
+        Called with each result, in order.
+
+    Returns
+    -------
+    Sliced
+
+    Raises
+    ------
+    MemoryError
+        If a single row does not fit; the original error is its cause.
+
+    Examples
+    --------
+    >>> taken = []
+    >>> in_slices(lambda start, end: (start, end), 0, 5, 2, taken.append)
+    Sliced(size=2, notes=())
+    >>> taken
+    [(0, 2), (2, 4), (4, 5)]
+    """
+    size = min(size, end - start)
     notes: list[str] = []
     position = start
     while position < end:
         stop = min(position + size, end)
-        part, error = _attempt(gradient_of_slice, position, stop)
-        if part is not None:
-            total = {name: total[name] + value for name, value in part.items()} if total else dict(part)
+        result, error = _attempt(call, position, stop)
+        if result is not None:
+            take(result)
+            # Not kept alive while the next slice is made: that would add to the peak of memory.
+            del result
             position = stop
             continue
         rows = stop - position
@@ -257,15 +327,13 @@ def accumulate(
         error = None
         if torch.cuda.is_initialized():
             torch.cuda.empty_cache()
-    return Accumulated(total, size, len(notes), tuple(notes))
+    return Sliced(size, tuple(notes))
 
 
-def _attempt(
-    gradient_of_slice: Callable[[int, int], Mapping[str, Tensor]], start: int, end: int
-) -> tuple[Mapping[str, Tensor] | None, BaseException | None]:
+def _attempt(call: Callable[[int, int], Result], start: int, end: int) -> tuple[Result | None, BaseException | None]:
     """Call once; hand an out-of-memory error back without the frames that keep its tensors alive."""
     try:
-        return gradient_of_slice(start, end), None
+        return call(start, end), None
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise

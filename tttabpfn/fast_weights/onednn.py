@@ -24,8 +24,8 @@ from tttabpfn.fast_weights.dispatch import differentiated
 
 __all__ = ["block_tokens", "swiglu_apply", "swiglu_gradients", "usable"]
 
-LEAST_TOKENS = 256
-LEAST_WIDTH = 128
+MIN_TOKENS = 256
+MIN_WIDTH = 128
 """Smaller products gain nothing, and their entries of the stack are better done together. Measured on Zen 5, one
 thread: 64 tokens at width 256 run at 0.9 times the speed, 1,024 tokens at width 64 at the same, at 256 at 1.6 times."""
 BLOCK_ELEMENTS = 1 << 18
@@ -45,8 +45,8 @@ def usable(weight: Tensor, tokens: Tensor, *others: Tensor) -> bool:
     """
     used = (weight, tokens, *others)
     return bool(
-        tokens.shape[1] >= LEAST_TOKENS
-        and min(weight.shape[1:]) >= LEAST_WIDTH
+        tokens.shape[1] >= MIN_TOKENS
+        and min(weight.shape[1:]) >= MIN_WIDTH
         and all(_taken(one) for one in used)
         and not differentiated(used)
         and torch.backends.mkldnn.is_available()
@@ -83,7 +83,7 @@ def block_tokens(width: int) -> int:
     >>> block_tokens(256)
     1024
     """
-    return max(LEAST_TOKENS, BLOCK_ELEMENTS // max(width, 1))
+    return max(MIN_TOKENS, BLOCK_ELEMENTS // max(width, 1))
 
 
 def swiglu_apply(w0: Tensor, w1: Tensor, w2: Tensor, x: Tensor, out: Tensor) -> Tensor:

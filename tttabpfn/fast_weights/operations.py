@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tttabpfn.fast_weights import blocked, reference
 from tttabpfn.fast_weights.dispatch import BACKENDS, Spec, choose, differentiated
-from tttabpfn.fast_weights.step_options import StepOptions
+from tttabpfn.fast_weights.reference.step import StepOptions
 
 __all__ = ["StepOptions", "newton_schulz", "step", "swiglu_apply", "swiglu_gradients"]
 
@@ -31,7 +31,7 @@ def step(
     used = [value for value in (weight, gradient, buffer, *options) if isinstance(value, Tensor)]
     if _runs_in_torch("step", weight, used, backend):
         return reference.step(weight, gradient, buffer, options)
-    from tttabpfn.fast_weights.kernels import weight_norm as kernel
+    from tttabpfn.fast_weights.kernels import step as kernel
 
     return kernel.step(weight, gradient, buffer, options)
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from tttabpfn.fast_weights import operations
-from tttabpfn.fast_weights.newton_schulz import coefficients, compute_dtype, newton_schulz
-from tttabpfn.fast_weights.norms import restore_row_norms, row_norms
+from tttabpfn.fast_weights.reference.newton_schulz import coefficients, compute_dtype, newton_schulz
+from tttabpfn.fast_weights.reference.step import restore_row_norms, row_norms
 
 __all__ = [
     "RULES",

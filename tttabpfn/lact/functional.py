@@ -11,7 +11,7 @@ from torch import Tensor
 from tttabpfn.fast_weights import operations, update_rules
 from tttabpfn.fast_weights.chunked import Chunk, plan_chunks, run_chunks
 from tttabpfn.fast_weights.dispatch import differentiated
-from tttabpfn.fast_weights.norms import restore_row_norms, row_norms
+from tttabpfn.fast_weights.reference.step import restore_row_norms, row_norms
 from tttabpfn.lact.checks import check_operation
 
 __all__ = ["NORM_EPS", "lact_swiglu"]
@@ -116,7 +116,7 @@ def lact_swiglu(
     newton_schulz : {"schedule", "fixed"}, default="schedule"
     newton_schulz_steps : int, default=5
     newton_schulz_dtype : {"float32", "bfloat16"}, default="float32"
-        See `tttabpfn.fast_weights.newton_schulz`. 0 steps only divide by the Frobenius norm.
+        See `tttabpfn.fast_weights.reference.newton_schulz`. 0 steps only divide by the Frobenius norm.
     backend : {"auto", "torch", "triton"}, default="auto"
         Who runs the leaf operations; "triton" runs or raises.
 

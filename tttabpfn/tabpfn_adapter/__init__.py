@@ -4,57 +4,60 @@ Letters: M ensemble members, N demonstrations, n context rows, Q query rows, C p
 Logits are ``[M, Q, K]`` everywhere outside this package, classes in the order of ``classes_``.
 """
 
-from tttabpfn.tabpfn_adapter.base import (
-    Base,
-    adaptable_shapes,
-    fit_tabpfn,
-    load_base,
-    loaded_base,
-    private_copies,
-)
+from tttabpfn.tabpfn_adapter.base import Base, adaptable_names, load_base, loaded_base, model_bytes, private_copies
 from tttabpfn.tabpfn_adapter.demonstrations import (
     Demonstrations,
+    MemberOutput,
     keep_row_embeddings,
     member_logits,
     prepare_demonstrations,
 )
-from tttabpfn.tabpfn_adapter.members import members_to_adapt, with_members
-from tttabpfn.tabpfn_adapter.predictions import predict_with_embeddings, probabilities
-from tttabpfn.tabpfn_adapter.refitted import can_be_refitted, refit_with_cache
-from tttabpfn.tabpfn_adapter.row_embeddings import RowEmbeddings
-from tttabpfn.tabpfn_adapter.wrapped import (
+from tttabpfn.tabpfn_adapter.estimator import (
     check_estimator_settings,
-    checkpoint_paths,
     declared_limits,
     default_estimator,
     max_context_rows,
     max_features,
     with_settled_seed,
 )
+from tttabpfn.tabpfn_adapter.fitting import (
+    can_be_refitted,
+    fit_tabpfn,
+    members_to_adapt,
+    refit_with_cache,
+    with_members,
+)
+from tttabpfn.tabpfn_adapter.predictions import predict_with_embeddings, probabilities
+from tttabpfn.tabpfn_adapter.row_embeddings import RowEmbeddings, matching_row_embeddings
+from tttabpfn.tabpfn_adapter.selection import NAMED_SELECTIONS, select_names
 
 __all__ = [
+    "NAMED_SELECTIONS",
     "Base",
     "Demonstrations",
+    "MemberOutput",
     "RowEmbeddings",
-    "adaptable_shapes",
+    "adaptable_names",
     "can_be_refitted",
     "check_estimator_settings",
-    "checkpoint_paths",
     "declared_limits",
     "default_estimator",
     "fit_tabpfn",
     "keep_row_embeddings",
     "load_base",
     "loaded_base",
+    "matching_row_embeddings",
     "max_context_rows",
     "max_features",
     "member_logits",
     "members_to_adapt",
+    "model_bytes",
     "predict_with_embeddings",
     "prepare_demonstrations",
     "private_copies",
     "probabilities",
     "refit_with_cache",
+    "select_names",
     "with_members",
     "with_settled_seed",
 ]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import threading
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pickle import UnpicklingError
@@ -16,16 +15,16 @@ import torch
 from sklearn.base import clone
 from tabpfn import TabPFNClassifier
 from tabpfn.architectures.interface import EstimatorBatchBudget
-from tabpfn.base import ModelSpecs
 from torch import Tensor, nn
 
-from tttabpfn.fast_weights.fingerprint import fingerprint
-from tttabpfn.tabpfn_adapter.wrapped import checkpoint_paths, is_bundled
+from tttabpfn.cache.fingerprint import fingerprint
+from tttabpfn.cache.lru import Lru
+from tttabpfn.tabpfn_adapter.estimator import checkpoint_paths, is_bundled
 
 CPU_CELLS_PER_PASS = 65_536
 """Cells of members that share a forward pass on a CPU; beyond that they fall out of its caches."""
 _BASES_KEPT = 4
-_bases: OrderedDict[str, Base] = OrderedDict()
+_bases: Lru[str, Base] = Lru(max_items=_BASES_KEPT)
 _bases_lock = threading.RLock()
 
 
@@ -52,11 +51,6 @@ class Base:
     inference_config: Any
     content: str
     device: torch.device
-
-    @property
-    def max_classes(self) -> int:
-        """Number of classes the base can tell apart."""
-        return int(self.inference_config.MAX_NUMBER_OF_CLASSES)
 
 
 def loaded_base(estimator: TabPFNClassifier) -> Base | None:
@@ -92,14 +86,11 @@ def load_base(estimator: TabPFNClassifier) -> Base:
     """
     identity = _base_identity(estimator)
     with _bases_lock:
-        if identity is not None and identity in _bases:
-            _bases.move_to_end(identity)
-            return _bases[identity]
-        base = _load(estimator)
-        if identity is not None:
-            _bases[identity] = base
-            while len(_bases) > _BASES_KEPT:
-                _bases.popitem(last=False)
+        base = None if identity is None else _bases.get(identity)
+        if base is None:
+            base = _load(estimator)
+            if identity is not None:
+                _bases.put(identity, base)
         return base
 
 
@@ -186,80 +177,15 @@ def _within_cpu_caches(twin: nn.Module) -> nn.Module:
     return twin
 
 
-def adaptable_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    """Shapes of the parameters that can be fast weights.
-
-    Parameters
-    ----------
-    model : Module
-        A base network.
-
-    Returns
-    -------
-    dict of str to tuple of int
-        Floating-point parameters that the network itself trains, in its order.
-    """
-    return {
-        name: tuple(parameter.shape)
+def adaptable_names(model: nn.Module) -> list[str]:
+    """Names of the parameters that can be fast weights: those in floating point that a base network itself trains."""
+    return [
+        name
         for name, parameter in model.named_parameters()
         if parameter.requires_grad and parameter.is_floating_point()
-    }
-
-
-def fit_tabpfn(
-    estimator: TabPFNClassifier,
-    base: Base,
-    X: Any,
-    y: Any,
-    *,
-    models: Sequence[nn.Module] | None = None,
-    fit_mode: str | None = None,
-) -> TabPFNClassifier:
-    """Fit a plain `TabPFNClassifier` on context rows, with the base's networks or with adapted ones.
-
-    Parameters
-    ----------
-    estimator : TabPFNClassifier
-        Settings; not changed.
-    base : Base
-        Its base.
-    X, y : array-like of shape (n, n_features), (n,)
-        Context rows and labels, as the user gave them.
-    models : sequence of Module, optional
-        Networks to predict with, by default the base's own.
-    fit_mode : str, optional
-        By default the estimator's. Any given one turns ``inference_precision="auto"`` into float32, on every device,
-        and ``"fit_with_cache"`` keeps the context's keys and values as computed.
-
-    Returns
-    -------
-    TabPFNClassifier
-        Fitted.
-    """
-    inner = clone(estimator)
-    inner.model_path = model_specs(base.models if models is None else models, base)
-    # Both overrides are already applied in the base's settings, and TabPFN refuses to be told twice.
-    inner.inference_config = None
-    inner.softmax_temperature = "auto"
-    if fit_mode is not None:
-        inner.fit_mode = fit_mode
-        if fit_mode == "fit_with_cache":
-            inner.kv_cache_precision = cached_kv_precision(inner)
-        if inner.inference_precision == "auto":
-            # What "auto" means, autocast to half precision, loses three digits and differs from the precision in which
-            # the steps are taken and the guard compares. On a CPU it is no faster here.
-            inner.inference_precision = torch.float32
-    return inner.fit(X, y)
-
-
-def model_specs(networks: Sequence[nn.Module], base: Base) -> list[ModelSpecs]:
-    """What TabPFN takes as `model_path` for networks in memory, one of each of the base's architectures."""
-    return [
-        ModelSpecs(network, config, base.inference_config)
-        for network, config in zip(networks, base.configs, strict=True)
     ]
 
 
-def cached_kv_precision(estimator: TabPFNClassifier) -> str:
-    """Precision of the context's keys and values: the user's, or the computed one, which TabPFN would quantize."""
-    return "auto" if estimator.kv_cache_precision is None else estimator.kv_cache_precision
+def model_bytes(model: nn.Module) -> int:
+    """Size of a network's parameters in bytes."""
+    return sum(parameter.nbytes for parameter in model.parameters())

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -83,7 +83,7 @@ class Demonstrations:
     @property
     def nbytes(self) -> int:
         """Size of all members' rows in bytes."""
-        return sum(member.rows.numel() * member.rows.element_size() for member in self.members)
+        return sum(member.rows.nbytes for member in self.members)
 
     @property
     def columns(self) -> int:
@@ -145,6 +145,21 @@ def encode_rows(inner: TabPFNClassifier, X: Any) -> np.ndarray:
     )
 
 
+class MemberOutput(NamedTuple):
+    """What ensemble members make of query rows.
+
+    Attributes
+    ----------
+    logits : Tensor of shape (M, Q, K)
+        Raw logits (before the softmax temperature), classes in the order of ``classes_``.
+    embeddings : Tensor of shape (M, Q, E)
+        The rows' embeddings; empty, of shape (0,), where they were not asked for.
+    """
+
+    logits: Tensor
+    embeddings: Tensor
+
+
 def member_logits(
     models: Sequence[nn.Module],
     demonstrations: Demonstrations,
@@ -154,7 +169,7 @@ def member_logits(
     *,
     embeddings: bool = False,
     known_rows: RowEmbeddings | None = None,
-) -> Tensor | tuple[Tensor, Tensor]:
+) -> MemberOutput:
     """Logits of query rows given context rows.
 
     Parameters
@@ -168,14 +183,14 @@ def member_logits(
     members : sequence of int, optional
         Ensemble members to run, by default all.
     embeddings : bool, default=False
-        Also return the query rows' embeddings, of shape (M, Q, E).
+        Also return the query rows' embeddings.
     known_rows : RowEmbeddings, optional
         Where row embeddings are kept; the networks must then be private copies whose row stage is the base's.
 
     Returns
     -------
-    Tensor of shape (M, Q, K)
-        Raw logits (before the softmax temperature), classes in the order of ``classes_``.
+    MemberOutput
+        Of the chosen members, in the given order.
     """
     chosen = list(range(demonstrations.n_members)) if members is None else list(members)
     logits: dict[int, Tensor] = {}
@@ -201,10 +216,10 @@ def member_logits(
                 logits[m] = standard[:, position].float()[:, demonstrations.members[m].class_order]
                 if embeddings:
                     embedded[m] = output["test_embeddings"][:, position].float()
-    stacked = torch.stack([logits[m] for m in chosen])
-    if embeddings:
-        return stacked, torch.stack([embedded[m] for m in chosen])
-    return stacked
+    return MemberOutput(
+        torch.stack([logits[m] for m in chosen]),
+        torch.stack([embedded[m] for m in chosen]) if embeddings else logits[chosen[0]].new_empty(0),
+    )
 
 
 def keep_row_embeddings(models: Sequence[nn.Module], demonstrations: Demonstrations) -> RowEmbeddings | None:
@@ -255,7 +270,7 @@ def _batches(
 ) -> Iterator[_Batch]:
     """Members, inputs (R, B, C), categorical columns and known row embeddings of each forward pass of a group."""
     if known_rows is not None:
-        given = torch.cat([known_rows.of(m, rows[:n_context], rows[n_context:]) for m in group])
+        given = torch.cat([known_rows.get(m, rows[:n_context], rows[n_context:]) for m in group])
         yield group, given.new_zeros(len(rows), len(group), 1), [[] for _ in group], given
         return
     prepared = [_member_input(demonstrations.members[m], rows, n_context) for m in group]

@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tttabpfn.fast_weights.selection import in_context_names
-from tttabpfn.tabpfn_adapter.base import adaptable_shapes
+from tttabpfn.tabpfn_adapter.base import adaptable_names
+from tttabpfn.tabpfn_adapter.selection import in_context_names
 
 _STAGE = "_stages_0_to_2"
 """The method of v3 and v3.5 that turns cells into row embeddings."""
-MOST_ROWS = 4096
+MAX_ROWS = 4096
 """Rows outside a context above which they are embedded when asked for, and not kept."""
-MOST_BYTES = 256 * 1024**2
+MAX_BYTES = 256 * 1024**2
 
 
 class _RowsAreKnown(Exception):
@@ -35,7 +35,7 @@ class _Embedded:
 
     @property
     def nbytes(self) -> int:
-        return self.rows.numel() * self.rows.element_size() + self.position.numel() * self.position.element_size()
+        return self.rows.nbytes + self.position.nbytes
 
 
 class RowEmbeddings:
@@ -50,7 +50,7 @@ class RowEmbeddings:
     prepare : callable
         ``prepare(member, rows, n_context)`` returns a member's network inputs (R, 1, C) and labels (R,) for rows that
         begin with the context.
-    most_bytes : int
+    max_bytes : int
         Size of all kept embeddings.
     """
 
@@ -59,16 +59,16 @@ class RowEmbeddings:
         models: Sequence[nn.Module],
         n_rows: int,
         prepare: Callable[[int, Tensor, int], tuple[Tensor, Tensor, int]],
-        most_bytes: int = MOST_BYTES,
+        max_bytes: int = MAX_BYTES,
     ) -> None:
         self._models = models
         self._n_rows = n_rows
         self._prepare = prepare
-        self._most_bytes = most_bytes
+        self._max_bytes = max_bytes
         self._kept: OrderedDict[tuple[int, bytes], _Embedded] = OrderedDict()
-        self._announced: dict[bytes, Tensor] = {}
+        self._expected: dict[bytes, Tensor] = {}
 
-    def announce(self, context: Tensor, query: Tensor) -> None:
+    def expect(self, context: Tensor, query: Tensor) -> None:
         """Say which rows will be asked for with a context, so that the others need not be embedded.
 
         Parameters
@@ -76,20 +76,10 @@ class RowEmbeddings:
         context, query : Tensor of shape (n,), (Q,), int64
             Demonstrations; if others are asked for all the same, all are embedded.
         """
-        self._announced[_digest(context)] = query
+        self._expected[_digest(context)] = query
 
-    def serve(self, models: Iterable[nn.Module]) -> bool:
-        """Whether networks have the very row stage that embedded: its tensors are theirs.
-
-        Parameters
-        ----------
-        models : iterable of Module
-            Private copies of the same base's networks.
-
-        Returns
-        -------
-        bool
-        """
+    def fit_for(self, models: Iterable[nn.Module]) -> bool:
+        """Whether these networks embed rows with the very tensors that made the kept embeddings."""
         return all(_row_stage(model) == _row_stage(own) for model, own in zip(models, self._models, strict=True))
 
     @property
@@ -97,7 +87,7 @@ class RowEmbeddings:
         """Size of what is kept, in bytes."""
         return sum(embedded.nbytes for embedded in self._kept.values())
 
-    def of(self, member: int, context: Tensor, query: Tensor) -> Tensor:
+    def get(self, member: int, context: Tensor, query: Tensor) -> Tensor:
         """Embeddings of context and query rows, given the context.
 
         Parameters
@@ -112,23 +102,23 @@ class RowEmbeddings:
         Tensor of shape (1, n + Q, C, E)
             A fresh tensor, which the network may write to.
         """
-        if self._n_rows - len(context) > MOST_ROWS:
+        if self._n_rows - len(context) > MAX_ROWS:
             return self._embed(member, torch.cat([context, query]), len(context))
         digest = _digest(context)
         rows = torch.cat([context, query])
         kept = self._kept.get((member, digest))
         if kept is None:
-            kept = self._embed_with(member, context, self._announced.get(digest))
+            kept = self._embed_with(member, context, self._expected.get(digest))
         if (kept.position[rows] < 0).any():
             kept = self._embed_with(member, context, None)
         self._kept[member, digest] = kept
         self._kept.move_to_end((member, digest))
-        while len(self._kept) > 1 and self.nbytes > self._most_bytes:
+        while len(self._kept) > 1 and self.nbytes > self._max_bytes:
             self._kept.popitem(last=False)
         return kept.rows[:, kept.position[rows]]
 
     def _embed_with(self, member: int, context: Tensor, query: Tensor | None) -> _Embedded:
-        """All announced rows (None: all there are) at once: a row's bits do not depend on which are asked for first."""
+        """All expected rows (None: all there are) at once: a row's bits do not depend on which are asked for first."""
         outside = torch.full((self._n_rows,), query is None, device=context.device)
         if query is not None:
             outside[query] = True
@@ -154,13 +144,18 @@ class RowEmbeddings:
         return found[0]
 
 
+def matching_row_embeddings(kept: RowEmbeddings | None, models: Sequence[nn.Module]) -> RowEmbeddings | None:
+    """Kept row embeddings if they are what these networks, private copies, would embed; else None."""
+    return kept if kept is not None and kept.fit_for(models) else None
+
+
 def _digest(rows: Tensor) -> bytes:
     return hashlib.blake2b(rows.cpu().numpy().tobytes(), digest_size=16).digest()
 
 
 def has_row_stage(model: nn.Module) -> bool:
     """Whether a network embeds each row before it compares rows, in a way known here."""
-    return hasattr(model, _STAGE) and bool(in_context_names(adaptable_shapes(model)))
+    return hasattr(model, _STAGE) and bool(in_context_names(adaptable_names(model)))
 
 
 def _row_stage(model: nn.Module) -> list[tuple[str, int]]:

@@ -8,7 +8,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from tttabpfn.fast_weights.kernels import newton_schulz, product, swiglu, weight_norm
+from tttabpfn.fast_weights.kernels import newton_schulz, product, step, swiglu
 
 TARGET = GPUTarget("cuda", 80, 32)
 SWIGLU_POINTERS = ("w0", "w1", "w2", "k", "v", "lr0", "lr1", "lr2", "p0", "p1", "p2")
@@ -33,7 +33,7 @@ def main():
     )
     compiled(product._token_product, "bf16", ("lhs", "rhs"), {**tile, "BLOCK_T": 32}, table=("partial",), warps=4)
     compiled(
-        weight_norm._step,
+        step._step,
         "bf16",
         ("weight", "gradient", "buffer", "norms", "new_weight", "new_buffer"),
         {"HAS_BUFFER": True, "HAS_NORMS": True, "BLOCK_N": 256},

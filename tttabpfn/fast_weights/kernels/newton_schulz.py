@@ -11,7 +11,7 @@ from torch import Tensor
 from tttabpfn.fast_weights.dispatch import ON_CHIP_SIZE
 from tttabpfn.fast_weights.kernels.product import affine_product
 from tttabpfn.fast_weights.kernels.tiles import block_size, read, strides, write
-from tttabpfn.fast_weights.newton_schulz import EPS, coefficients, compute_dtype, iterates_transposed
+from tttabpfn.fast_weights.reference.newton_schulz import EPS, coefficients, compute_dtype, iterates_transposed
 
 __all__ = ["newton_schulz"]
 

@@ -1,7 +1,7 @@
 # mypy: disable-error-code="no-untyped-def"
 """SwiGLU fast weights in Triton: forward, and gradients with per-token rates, the elementwise chain fused.
 
-Letters as in `tttabpfn.fast_weights.swiglu`: B stack, L tokens, K key width, V value width, H hidden width.
+Letters as in `tttabpfn.fast_weights.reference.swiglu`: B stack, L tokens, K key width, V value width, H hidden width.
 """
 
 from __future__ import annotations

@@ -1,0 +1,216 @@
+"""Cache entries as files: one safetensors file per key, written whole or not at all, checked when read.
+
+The metadata of a file holds the format version, the key, the entry's header and a checksum over all of these and the
+tensors. Whatever is wrong with a file, reading it gives None.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import safetensors.torch
+
+from tttabpfn.cache.entry import CacheEntry
+from tttabpfn.cache.file_lock import file_lock
+from tttabpfn.cache.fingerprint import fingerprint
+
+FORMAT = "tttabpfn fast weights 1"
+"""Written into every file; a file with another one is not read."""
+
+ABANDONED_AFTER = 3600.0
+"""Seconds after which a scratch file is taken for one that a killed process left behind."""
+
+_NAME = re.compile(r"[0-9a-f]+\.safetensors")
+_SCRATCH = re.compile(r"\.[0-9a-f]+\.[0-9a-f]+\.part")
+
+
+def encode(key: str, entry: CacheEntry) -> bytes:
+    """Return the bytes of an entry's file.
+
+    Parameters
+    ----------
+    key : str
+        The entry's key, kept in the file.
+    entry : CacheEntry
+        A detached entry.
+
+    Returns
+    -------
+    bytes
+        A safetensors file.
+    """
+    header = json.dumps(entry.header)
+    metadata = {"format": FORMAT, "key": key, "header": header, "sha256": _checksum(key, header, entry)}
+    return safetensors.torch.save(entry.tensors, metadata)
+
+
+def decode(key: str, data: bytes) -> CacheEntry | None:
+    """Read an entry's file back; None if it is not the whole, unchanged file of this key.
+
+    Parameters
+    ----------
+    key : str
+        The key that is asked for.
+    data : bytes
+        What the file holds.
+
+    Returns
+    -------
+    CacheEntry or None
+        The entry.
+
+    Examples
+    --------
+    >>> data = encode("0a", CacheEntry({}, {"n_steps": 4}))
+    >>> decode("0a", data).header
+    {'n_steps': 4}
+    >>> decode("0b", data) is None and decode("0a", data[:-1]) is None
+    True
+    """
+    found = decode_with_key(data)
+    return found[1] if found is not None and found[0] == key else None
+
+
+def decode_with_key(data: bytes) -> tuple[str, CacheEntry] | None:
+    """Read an entry's bytes back, whatever their key; None if they are not whole and unchanged.
+
+    Parameters
+    ----------
+    data : bytes
+        What `encode` returned.
+
+    Returns
+    -------
+    (str, CacheEntry) or None
+        The key that the bytes name, which the checksum covers, and the entry.
+    """
+    # Foreign bytes can fail in any of the parsers, each in its own way; all of them mean that the entry is not there.
+    try:
+        length = int.from_bytes(data[:8], "little")
+        metadata = json.loads(data[8 : 8 + length])["__metadata__"]
+        if metadata["format"] != FORMAT:
+            return None
+        key, header = metadata["key"], metadata["header"]
+        entry = CacheEntry(safetensors.torch.load(data), json.loads(header))
+        return (key, entry) if metadata["sha256"] == _checksum(key, header, entry) else None
+    except Exception:
+        return None
+
+
+def _checksum(key: str, header: str, entry: CacheEntry) -> str:
+    return fingerprint(FORMAT, key, header, entry.tensors)
+
+
+class EntryFolder:
+    """The files of a cache in one folder, which several processes may use at once.
+
+    Parameters
+    ----------
+    path : Path
+        The folder; made when something is first written.
+    max_bytes : int or None
+        Most bytes of all entries together; the ones not used for longest go first. None: no limit.
+    """
+
+    def __init__(self, path: Path, max_bytes: int | None = None) -> None:
+        self.path = path
+        self.max_bytes = max_bytes
+
+    def file(self, key: str) -> Path:
+        """Return where the entry of `key` is kept."""
+        return self.path / f"{key}.safetensors"
+
+    def read(self, key: str) -> CacheEntry | None:
+        """Return the entry of `key`, or None if there is no sound file of it."""
+        file = self.file(key)
+        try:
+            data = file.read_bytes()
+        except OSError:
+            return None
+        entry = decode(key, data)
+        if entry is not None and self.max_bytes is not None:
+            with suppress(OSError):
+                os.utime(file)
+        return entry
+
+    def write(self, key: str, entry: CacheEntry) -> None:
+        """Write an entry under a scratch name, flush it to the disk and rename it.
+
+        Raises
+        ------
+        OSError
+            If the folder cannot be made or written to; nothing is left behind.
+        """
+        data = encode(key, entry)
+        if self.max_bytes is not None and len(data) > self.max_bytes:
+            return
+        self.path.mkdir(parents=True, exist_ok=True)
+        scratch = self.path / f".{key}.{uuid.uuid4().hex}.part"
+        try:
+            with open(scratch, "xb") as stream:
+                stream.write(data)
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.replace(scratch, self.file(key))
+        finally:
+            with suppress(OSError):
+                scratch.unlink()
+        self._tidy(self.file(key))
+
+    @contextmanager
+    def lock(self, key: str, timeout: float) -> Iterator[bool]:
+        """Hold `key`'s lock among processes; see `file_lock`. A folder made for it and left empty goes again."""
+        made = not self.path.exists()
+        with suppress(OSError):
+            self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            with file_lock(self.path / f".{key}.lock", timeout) as held:
+                yield held
+        finally:
+            if made:
+                with suppress(OSError):
+                    self.path.rmdir()
+
+    def usage(self) -> tuple[int, int]:
+        """Return the number of entry files and their bytes."""
+        sizes = [size for _, _, size in self._files(_NAME)]
+        return len(sizes), sum(sizes)
+
+    def clear(self) -> None:
+        """Delete every entry file and scratch file, and nothing else."""
+        for pattern in (_NAME, _SCRATCH):
+            for _, file, _ in self._files(pattern):
+                with suppress(OSError):
+                    file.unlink()
+
+    def _files(self, pattern: re.Pattern[str]) -> list[tuple[float, Path, int]]:
+        found = []
+        with suppress(OSError):
+            for name in os.listdir(self.path):
+                if pattern.fullmatch(name):
+                    with suppress(OSError):
+                        status = os.stat(self.path / name)
+                        found.append((status.st_mtime, self.path / name, status.st_size))
+        return found
+
+    def _tidy(self, newest: Path) -> None:
+        for changed, file, _ in self._files(_SCRATCH):
+            if changed < time.time() - ABANDONED_AFTER:
+                with suppress(OSError):
+                    file.unlink()
+        if self.max_bytes is None:
+            return
+        files = sorted(self._files(_NAME))
+        excess = sum(size for _, _, size in files) - self.max_bytes
+        for _, file, size in files:
+            if excess > 0 and file != newest:
+                with suppress(OSError):
+                    file.unlink()
+                    excess -= size

@@ -1,0 +1,170 @@
+"""Frozen TabPFN and test-time training side by side: scores and seconds."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from sklearn.base import clone
+from sklearn.metrics import accuracy_score, log_loss, roc_auc_score
+
+from tttabpfn.compare.tables import Split
+from tttabpfn.report import AdaptationReport
+
+REPEAT_BELOW = 2.0
+"""Seconds of a later prediction below which it is timed three times, for the median."""
+
+
+@dataclass(frozen=True)
+class ModelScores:
+    """What one model did.
+
+    Parameters
+    ----------
+    model : str
+        Its name.
+    label : str
+        A short one, for a figure's axis.
+    colour : str
+        Its bars' colour, as matplotlib takes it.
+    context_rows : int
+        Rows in its context at predict.
+    accuracy, log_loss, roc_auc : float
+        On the test rows; log loss in nats, ROC AUC one class against another, averaged, for more than two classes.
+    first_seconds : float
+        Wall-clock time of fit and first prediction, adaptation included.
+    later_seconds : float
+        Wall-clock time of a later prediction of the same rows.
+    """
+
+    model: str
+    label: str
+    colour: str
+    context_rows: int
+    accuracy: float
+    log_loss: float
+    roc_auc: float
+    first_seconds: float
+    later_seconds: float
+
+
+def score(y: np.ndarray, probabilities: np.ndarray, classes: np.ndarray) -> tuple[float, float, float]:
+    """Return accuracy, log loss and ROC AUC of class probabilities.
+
+    Parameters
+    ----------
+    y : ndarray of shape (n_rows,)
+        Labels; every class occurs.
+    probabilities : ndarray of shape (n_rows, n_classes)
+        Rows sum to 1.
+    classes : ndarray of shape (n_classes,)
+        Labels in the order of the columns.
+
+    Returns
+    -------
+    accuracy, log_loss, roc_auc : float
+        Log loss in nats per row; ROC AUC one against one for more than two classes.
+
+    Examples
+    --------
+    >>> score(np.array(["a", "b"]), np.array([[0.5, 0.5], [0.25, 0.75]]), np.array(["a", "b"]))[2]
+    1.0
+    """
+    probabilities = np.asarray(probabilities, dtype=np.float64)
+    probabilities = probabilities / probabilities.sum(axis=1, keepdims=True)
+    accuracy = float(accuracy_score(y, classes[probabilities.argmax(axis=1)]))
+    loss = float(log_loss(y, probabilities, labels=classes))
+    if len(classes) == 2:
+        area = roc_auc_score(y == classes[1], probabilities[:, 1])
+    else:
+        area = roc_auc_score(y, probabilities, multi_class="ovo", labels=classes)
+    return accuracy, loss, float(area)
+
+
+NAMES = {
+    "all": ("frozen TabPFN, all rows", "frozen,\nall", "0.5"),
+    "context": ("frozen TabPFN, context rows", "frozen,\ncontext", "0.75"),
+    "ttt": ("TTT", "TTT,\ncontext", "C0"),
+}
+"""Name, short label and colour of each model that is compared."""
+
+
+def measure(name: str, estimator: Any, context: np.ndarray | None, split: Split) -> tuple[ModelScores, Any]:
+    """Fit a clone of an estimator, predict the test rows twice, score and time it.
+
+    Parameters
+    ----------
+    name : {"all", "context", "ttt"}
+        Which of the models that are compared.
+    estimator : classifier
+        Unfitted; not changed.
+    context : ndarray of int or None
+        Training rows to fit it on; None: all.
+    split : Split
+        The data.
+
+    Returns
+    -------
+    scores : ModelScores
+        Scores and seconds. The context is the estimator's ``context_indices_``, or all rows it was fitted on.
+    fitted : classifier
+        The fitted clone.
+    """
+    X, y = split.X_train, split.y_train
+    if context is not None:
+        X, y = X.iloc[context], y[context]
+    fitted = clone(estimator)
+    start = time.perf_counter()
+    probabilities = fitted.fit(X, y).predict_proba(split.X_test)
+    first = time.perf_counter() - start
+    later: list[float] = []
+    while not later or (sum(later) < REPEAT_BELOW and len(later) < 3):
+        start = time.perf_counter()
+        fitted.predict_proba(split.X_test)
+        later.append(time.perf_counter() - start)
+    context_rows = len(getattr(fitted, "context_indices_", y))
+    figures = score(split.y_test, probabilities, fitted.classes_)
+    return ModelScores(*NAMES[name], context_rows, *figures, first, statistics.median(later)), fitted
+
+
+def compare(
+    split: Split, adapted: Any, progress: Callable[[str], None] = lambda stage: None
+) -> tuple[list[ModelScores], AdaptationReport]:
+    """Measure frozen TabPFN on all rows and on the context rows, and TTT with that context.
+
+    Parameters
+    ----------
+    split : Split
+        The data.
+    adapted : TTTTabPFNClassifier
+        Unfitted, with its ``estimator`` given, which is the frozen model too.
+    progress : callable
+        Told what comes next.
+
+    Returns
+    -------
+    rows : list of ModelScores
+        Frozen on all rows, frozen on the context rows (unless these are all rows), TTT.
+    report : AdaptationReport
+        What the adaptation did.
+    """
+    progress("loading")
+    # Load the checkpoint first, so that no model's time includes it.
+    some = np.concatenate([np.flatnonzero(split.y_train == label)[:2] for label in np.unique(split.y_train)])
+    loaded = clone(adapted).set_params(n_steps=0, context_size=None)
+    loaded.fit(split.X_train.iloc[some], split.y_train[some]).predict_proba(split.X_test.iloc[:1])
+    progress("frozen, all rows")
+    frozen, _ = measure("all", adapted.estimator, None, split)
+    progress("test-time training")
+    trained, fitted = measure("ttt", adapted, None, split)
+    rows = [frozen]
+    if trained.context_rows < frozen.context_rows:
+        progress("frozen, context rows")
+        context = fitted.context_indices_
+        rows.append(measure("context", adapted.estimator, context, split)[0])
+    progress("done")
+    return [*rows, trained], fitted.adaptation_report()

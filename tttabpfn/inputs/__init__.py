@@ -1,0 +1,1 @@
+"""What the user gives: parameters, rows and labels, checked before any weights load."""

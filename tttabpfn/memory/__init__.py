@@ -1,0 +1,1 @@
+"""The fast-weight memory: keys, logits and labels in, weights out; knows no TabPFN."""

@@ -1,0 +1,1 @@
+"""What predicts, looked up by content before it is made."""

@@ -1,0 +1,195 @@
+"""From what `fit` stored to what predicts: session, adaptation and predictor, each looked up before it is made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tabpfn import TabPFNClassifier
+from tqdm.auto import tqdm
+
+from tttabpfn import tabpfn_adapter as adapter
+from tttabpfn.adaptation import Session, Settings, adapt
+from tttabpfn.cache.cache import FastWeightCache
+from tttabpfn.cache.entry import CacheEntry
+from tttabpfn.inputs.data import take_rows
+from tttabpfn.prediction.entries import Request, frozen_entry, report_of, to_entry
+from tttabpfn.prediction.predictor import Predictor, build_predictor
+from tttabpfn.report import AdaptationReport
+
+MAX_SESSIONS = 10
+"""Folds of a grid search whose demonstrations and row embeddings stay at hand for its candidates."""
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What `fit` stored.
+
+    Parameters
+    ----------
+    estimator : TabPFNClassifier
+        The wrapped classifier, unfitted, its seed settled.
+    settings : Settings
+        The parameters, resolved.
+    rows : frame or ndarray of shape (N, n_features)
+        Demonstrations, the fit's own copy.
+    labels : ndarray of shape (N,)
+        Their labels as the user gave them.
+    codes : ndarray of shape (N,), int
+        Class codes.
+    context : ndarray of shape (n,), int
+        Rows kept as context.
+    data_print : str
+        Fingerprint of rows, labels and context.
+    token : str
+        Tells the fit, and every unpickled copy of it, from others: whoever made an entry meets no hit.
+    """
+
+    estimator: TabPFNClassifier
+    settings: Settings
+    rows: Any
+    labels: NDArray[Any]
+    codes: NDArray[np.int64]
+    context: NDArray[np.int64]
+    data_print: str
+    token: str
+    request: Request = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "request", Request.of(self.estimator, self.settings, self.data_print))
+
+
+class Lookup:
+    """One call's way down; its keys are made once, when the base is known.
+
+    Parameters
+    ----------
+    fitted : Fitted
+        What `fit` stored.
+    cache : FastWeightCache
+        Where everything is looked up by content, and kept.
+    verbose : int, default=0
+        1 shows a progress bar while adapting.
+    """
+
+    def __init__(self, fitted: Fitted, cache: FastWeightCache, verbose: int = 0) -> None:
+        self.fitted = fitted
+        self.cache = cache
+        self.verbose = verbose
+        self.base = adapter.load_base(fitted.estimator)
+        self.keys = fitted.request.keys(self.base.content)
+
+    def predict_proba(self, rows: Any) -> NDArray[np.floating[Any]]:
+        """Predict checked rows; adapts if nothing has yet.
+
+        Parameters
+        ----------
+        rows : frame or ndarray of shape (n_rows, n_features)
+            Like those given to `fit`.
+
+        Returns
+        -------
+        ndarray of shape (n_rows, n_classes)
+            Class probabilities.
+        """
+        key, predictor = self._keyed_predictor()
+        session = self.cache.attachments.get(self.keys.session, "session")
+        if self.fitted.settings.is_frozen or session is None or not session.is_searched:
+            return predictor.predict_proba(rows)
+        return session.predictions.get(key, rows, lambda: predictor.predict_proba(rows))
+
+    def report(self) -> AdaptationReport:
+        """Return what the adaptation did; adapts if nothing has yet."""
+        return report_of(self.entry(), reader=self.fitted.token)
+
+    def predictor(self) -> Predictor:
+        """Return what predicts: fitted on the context rows, with the adapted networks or the frozen ones."""
+        return self._keyed_predictor()[1]
+
+    def _keyed_predictor(self) -> tuple[str, Predictor]:
+        entry = self.entry()
+        key = self.keys.predictor(entry, self.fitted.settings)
+        return key, self.cache.attachments.get_or_build(key, "predictor", lambda: self._build_predictor(entry))
+
+    def entry(self) -> CacheEntry:
+        """Return fast weights and report from the cache, adapting if it has none."""
+        return self.cache.get_or_compute(self.keys.adaptation, self._adapt)[0]
+
+    def session(self) -> Session:
+        """Return what all adaptations of these demonstrations share."""
+        return self.cache.attachments.get_or_build(
+            self.keys.session,
+            "session",
+            self._build_session,
+            nbytes=lambda session: session.nbytes,
+            max_count=MAX_SESSIONS,
+        )
+
+    def _adapt(self) -> CacheEntry:
+        fitted, settings = self.fitted, self.fitted.settings
+        if settings.is_frozen:
+            return frozen_entry(settings, len(fitted.context), len(fitted.codes), fitted.token)
+        session = self.session()
+        with progress_bar(self.verbose, settings.n_steps) as tell:
+            adaptation = adapt(session, settings, tell)
+        # It holds first gradients and row embeddings by now.
+        self.cache.attachments.resize(self.keys.session, "session", session.nbytes)
+        return to_entry(adaptation, fitted.token)
+
+    def _build_session(self) -> Session:
+        fitted, settings = self.fitted, self.fitted.settings
+        return Session(
+            fitted.estimator,
+            fitted.rows,
+            fitted.labels,
+            fitted.codes,
+            fitted.context,
+            seed=settings.seed,
+            recipe=settings.recipe,
+        )
+
+    def _build_predictor(self, entry: CacheEntry) -> Predictor:
+        fitted = self.fitted
+        session = self.cache.attachments.get(self.keys.session, "session")
+        return build_predictor(
+            fitted.estimator,
+            fitted.settings,
+            entry.tensors,
+            take_rows(fitted.rows, fitted.context),
+            take_rows(fitted.labels, fitted.context),
+            None if session is None else session.all_members,
+        )
+
+
+@contextmanager
+def progress_bar(verbose: int, total: int) -> Iterator[Callable[[str, int, int], None] | None]:
+    """Show a bar on standard error while adapting.
+
+    Parameters
+    ----------
+    verbose : int
+        0 shows nothing and yields None.
+    total : int
+        Number of steps.
+
+    Yields
+    ------
+    callable or None
+        ``tell(what, done, total)``.
+    """
+    if not verbose:
+        yield None
+        return
+    with tqdm(total=total, desc="adapting", unit="step") as bar:
+
+        def tell(what: str, done: int, of: int) -> None:
+            bar.set_description(what, refresh=False)
+            bar.total = of
+            bar.n = done
+            bar.refresh()
+
+        yield tell
