@@ -117,6 +117,7 @@ class TTTTabPFNClassifier(ClassifierMixin, BaseEstimator):
         fast_weights: str | list[str] = "in_context",
         guard: bool = True,
         adaptation: str = "both",
+        time_limit: float | None = None,
         backend: str = "auto",
         cache: Any = None,
         random_state: Any = None,
@@ -131,6 +132,7 @@ class TTTTabPFNClassifier(ClassifierMixin, BaseEstimator):
         self.fast_weights = fast_weights
         self.guard = guard
         self.adaptation = adaptation
+        self.time_limit = time_limit
         self.backend = backend
         self.cache = cache
         self.random_state = random_state
@@ -275,6 +277,7 @@ class TTTTabPFNClassifier(ClassifierMixin, BaseEstimator):
             fast_weights=self.fast_weights if isinstance(self.fast_weights, str) else tuple(self.fast_weights),
             guard=bool(self.guard),
             adaptation=self.adaptation,
+            time_limit=None if self.time_limit is None else float(self.time_limit),
             backend=self.backend,
             seed=seed,
         )

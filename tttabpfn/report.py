@@ -48,6 +48,8 @@ class AdaptationReport:
         Their losses, in the same order; the first one is the frozen model's.
     step_sizes_tried : dict of float to float
         Held-back loss of each candidate step size at the end of its trial.
+    shares : dict of str to float
+        What predicts and with which share of the mixture, in words; empty if one model predicts alone.
     seconds : float
         Wall-clock time of the adaptation (of the first one, on a cache hit).
     fast_weight_bytes : int
@@ -83,6 +85,7 @@ class AdaptationReport:
     held_back_steps: tuple[int, ...] = ()
     held_back_losses: tuple[float, ...] = ()
     step_sizes_tried: dict[float, float] = field(default_factory=dict)
+    shares: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
     fast_weight_bytes: int = 0
     cache_hit: bool = False

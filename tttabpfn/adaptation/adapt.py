@@ -1,14 +1,17 @@
-"""One adaptation from start to report: gradient steps, a memory, or both."""
+"""One adaptation from start to report: a memory, gradient steps, or both."""
 
 from __future__ import annotations
 
 import time
 from dataclasses import replace
 
-from tttabpfn.adaptation.fast_model import predicting_models
-from tttabpfn.adaptation.gradient import GradientAdaptation
+import numpy as np
+
+from tttabpfn.adaptation.deadline import Deadline
+from tttabpfn.adaptation.gradient import GradientAdaptation, GradientOutcome
+from tttabpfn.adaptation.guard import row_losses
 from tttabpfn.adaptation.memory import MemoryWriter
-from tttabpfn.adaptation.outcome import Adaptation, Progress, WrittenMemory, has_memory, memory_tensors
+from tttabpfn.adaptation.outcome import Adaptation, Progress, WrittenMemory, memory_tensors, share_tensors
 from tttabpfn.adaptation.session import Session
 from tttabpfn.adaptation.settings import Settings
 from tttabpfn.report import AdaptationReport
@@ -32,78 +35,83 @@ def adapt(session: Session, settings: Settings, progress: Progress | None = None
         Fast weights and report.
     """
     started = time.perf_counter()
+    deadline = Deadline(settings.time_limit)
     with session.lock:
         session.n_adaptations += 1
-        adaptation = _adapt(session, settings, progress)
+        adaptation = _adapt(session, settings, progress, deadline)
     return replace(adaptation, report=replace(adaptation.report, seconds=time.perf_counter() - started))
 
 
-def _adapt(session: Session, settings: Settings, progress: Progress | None) -> Adaptation:
-    if settings.adaptation == "memory":
-        return _memory_alone(session, settings)
-    gradient = GradientAdaptation(session, settings, progress)
-    outcome = gradient.run()
+def _adapt(session: Session, settings: Settings, progress: Progress | None, deadline: Deadline) -> Adaptation:
     if settings.adaptation == "gradient":
-        return gradient.train_on_held_back(outcome)
-    both = _memory_on_top(session, settings, outcome.adaptation)
-    # A memory is written with the held-back rows too; without one, gradient steps have to take them in.
-    return both if has_memory(both.tensors) else gradient.train_on_held_back(replace(outcome, adaptation=both))
+        gradient = GradientAdaptation(session, settings, progress, deadline)
+        return gradient.train_on_held_back(gradient.run())
+    written = _frozen_memory(session, settings, deadline)
+    if settings.adaptation == "memory":
+        return _memory_alone(session, settings, written)
+    held_back, memory_losses = session.split.held_back, None
+    if written.memory is not None and len(held_back):
+        given = session.scores.finished(written.probabilities_of(held_back))
+        memory_losses = row_losses(given, session.labels[held_back])
+    gradient = GradientAdaptation(session, settings, progress, deadline, memory_losses)
+    outcome = gradient.run()
+    return _both(session, written, outcome, gradient.train_on_held_back(outcome))
 
 
-def _memory_alone(session: Session, settings: Settings) -> Adaptation:
-    """Write a memory on the frozen model's embeddings."""
-    written = MemoryWriter(session, session.frozen, settings).run()
-    choice = written.choice
+def _memory_alone(session: Session, settings: Settings, written: WrittenMemory) -> Adaptation:
     report = AdaptationReport(
         adaptation="memory",
         update_rule=settings.update_rule,
-        # The linear memory's preconditioned steps have size 1.
-        step_size=choice.value if choice.kind == "swiglu" else 1.0,
+        step_size=0.0 if settings.step_size is None else settings.step_size,
+        n_steps=0 if written.memory is None else settings.n_steps,
         context_size=len(session.split.context),
         n_demonstrations=len(session.labels),
         n_members=session.demonstrations.n_members,
-        step_sizes_tried={value: loss for (kind, value), loss in choice.tried.items() if kind == "swiglu"},
         **written.as_report_fields(),
     )
     return Adaptation({} if written.memory is None else memory_tensors(written.memory), report)
 
 
-def _memory_on_top(session: Session, settings: Settings, gradient: Adaptation) -> Adaptation:
-    """Write a memory on the embeddings of a model that gradient steps adapted, or of the frozen one if they failed.
-
-    The adapted model has not seen the session's held-back rows.
-    """
-    tensors, report = gradient.tensors, gradient.report
-    if tensors:
-        models = predicting_models(session.base, tensors)
-        written = MemoryWriter(session, models, settings, cross_validated=False).run()
-    else:
-        written = _frozen_memory(session, settings)
-    outcome = "accepted" if written.verdict.accepted else "refused"
-    reason = f"gradient: {report.reason}; then memory, {outcome}: {written.verdict.reason}"
-    notes = (*report.notes, *written.notes)
-    if written.memory is None:
-        return Adaptation(tensors, replace(report, reason=reason, notes=notes))
-    kept = {**tensors, **memory_tensors(written.memory)}
-    first = max(report.held_back_steps, default=0)
-    later = {first + step: loss for step, loss in written.choice.curve.items() if step}
-    fields = written.as_report_fields() | {
-        "reason": reason,
-        "n_steps": report.n_steps + written.choice.steps,
-        "step_losses": report.step_losses + written.step_losses,
-        "held_back_steps": report.held_back_steps + tuple(later),
-        "held_back_losses": report.held_back_losses + tuple(later.values()),
-        "fast_weight_bytes": sum(value.nbytes for value in kept.values()),
+def _both(session: Session, written: WrittenMemory, outcome: GradientOutcome, gradient: Adaptation) -> Adaptation:
+    """Put memory and adapted network together, each of them accepted or refused by itself."""
+    report, memory = gradient.report, written.memory
+    verdicts = [
+        f"{what} {'accepted' if accepted else 'refused'}: {reason}"
+        for what, accepted, reason in (
+            ("memory", memory is not None, written.verdict.reason),
+            ("gradient steps", report.accepted, report.reason),
+        )
+    ]
+    notes = (*written.notes, *report.notes)
+    if memory is None:
+        return Adaptation(gradient.tensors, replace(report, reason="; then ".join(verdicts), notes=notes))
+    tensors, shares = memory_tensors(memory), memory.describe()
+    fields = written.as_report_fields()
+    if gradient.tensors:
+        tensors |= gradient.tensors | share_tensors(outcome.share)
+        shares = {name: share * (1.0 - outcome.share) for name, share in shares.items()}
+        shares = {"TabPFN, adapted by gradient steps": outcome.share} | shares
+        # The held-back rows alone have been scored by all that predicts.
+        frozen = written.before[np.isin(written.rows, session.split.held_back)]
+        fields |= {
+            "loss_frozen": float(frozen.mean()),
+            "loss_adapted": report.loss_adapted,
+            "gain_standard_error": report.gain_standard_error,
+            "n_held_back": report.n_held_back,
+        }
+    fields |= {
+        "accepted": True,
+        "reason": "; then ".join(verdicts),
+        "shares": dict(sorted(shares.items(), key=lambda item: -item[1])),
+        "fast_weight_bytes": sum(value.nbytes for value in tensors.values()),
         "notes": notes,
     }
-    if tensors:
-        fields["loss_frozen"] = report.loss_frozen
-    return Adaptation(kept, replace(report, **fields))
+    return Adaptation(tensors, replace(report, **fields))
 
 
-def _frozen_memory(session: Session, settings: Settings) -> WrittenMemory:
-    """A memory on the frozen model: one for every step size, which is the gradient steps' alone."""
-    key = replace(settings, step_size=None)
+def _frozen_memory(session: Session, settings: Settings, deadline: Deadline) -> WrittenMemory:
+    """A memory on the frozen model: one for every step size, where that is the gradient steps' alone."""
+    key = settings if settings.adaptation == "memory" else replace(settings, step_size=None)
     if key not in session.frozen_memories:
-        session.frozen_memories[key] = MemoryWriter(session, session.frozen, settings).run()
+        session.frozen_memories[key] = MemoryWriter(session, settings, deadline).run()
     return session.frozen_memories[key]

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tttabpfn.adaptation.deadline import Deadline
 from tttabpfn.adaptation.episodes import RowIndices, seeded, split_demonstrations
 from tttabpfn.adaptation.guard import Verdict, judge
 from tttabpfn.adaptation.outcome import Adaptation, Progress
 from tttabpfn.adaptation.path import GradientPath, PathPoint
 from tttabpfn.adaptation.session import Session
-from tttabpfn.adaptation.settings import Settings
-from tttabpfn.memory.settings import checkpoints
+from tttabpfn.adaptation.settings import Settings, checkpoints
+from tttabpfn.memory.mixture import mixture_shares
 from tttabpfn.report import AdaptationReport
 
 LAST_STEPS_BRANCH, FOLD_BRANCH = 3, 4
@@ -34,11 +35,14 @@ class GradientOutcome:
         Where the accepted weights stand on the path, if held-back rows are left to train on.
     step_size : float
         That path's.
+    share : float
+        Of the adapted network's probabilities, beside a memory's.
     """
 
     adaptation: Adaptation
     point: PathPoint | None = None
     step_size: float = 0.0
+    share: float = 1.0
 
 
 class GradientAdaptation:
@@ -52,9 +56,22 @@ class GradientAdaptation:
         What to do.
     progress : callable, optional
         Called as ``progress(what, done, total)``.
+    deadline : Deadline
+        Once it has passed, no further step is taken.
+    memory_losses : ndarray of shape (H,), optional
+        Log losses of the held-back rows under a memory's mixture, which the adapted network is to join.
     """
 
-    def __init__(self, session: Session, settings: Settings, progress: Progress | None) -> None:
+    def __init__(
+        self,
+        session: Session,
+        settings: Settings,
+        progress: Progress | None,
+        deadline: Deadline,
+        memory_losses: NDArray[np.float64] | None = None,
+    ) -> None:
+        self.deadline = deadline
+        self.memory_losses = memory_losses
         self.session = session
         self.settings = settings
         self.recipe = settings.recipe
@@ -62,6 +79,7 @@ class GradientAdaptation:
         self.path = session.path(settings)
         self.marks = checkpoints(settings.n_steps, self.recipe.n_checkpoints)
         self.scorers = self._scorers(session.demonstrations.n_members)
+        self.path_notes: tuple[str, ...] = ()
 
     def run(self) -> GradientOutcome:
         """Race, walk, judge.
@@ -77,8 +95,10 @@ class GradientAdaptation:
         if not settings.guard and settings.step_size is not None:
             return self._without_evidence("guard=False and a given step size: no row was held back")
         step_size, tried, point = self._race()
+        if not self._pays(point):
+            return self._given_up(step_size, tried, point)
         best, losses, last, curve = self._best_point(point, step_size)
-        verdict, frozen, adapted = self._verdict(best, losses)
+        verdict, frozen, adapted, share = self._verdict(best, losses)
         report = self._report(
             accepted=verdict.accepted,
             reason=verdict.reason,
@@ -91,11 +111,11 @@ class GradientAdaptation:
             held_back_steps=tuple(curve),
             held_back_losses=tuple(curve.values()),
             step_sizes_tried=tried,
-            notes=last.notes,
+            notes=(*last.notes, *self.path_notes),
         )
         if not verdict.accepted:
             return GradientOutcome(Adaptation({}, report))
-        return GradientOutcome(Adaptation(self._tensors(best), report), best, step_size)
+        return GradientOutcome(Adaptation(self._tensors(best), report), best, step_size, share)
 
     def train_on_held_back(self, outcome: GradientOutcome) -> Adaptation:
         """Take the held-back rows in after the decision: a few more steps, as many as their share of the data is worth.
@@ -138,6 +158,38 @@ class GradientAdaptation:
         best = min(tried, key=lambda size: (not np.isfinite(tried[size]), tried[size]))
         return best, tried, points[best]
 
+    def _pays(self, trial: PathPoint) -> bool:
+        """Whether a trial's network gains enough beside the memory to go on; without a memory it always goes on."""
+        if self.memory_losses is None or not self.settings.guard or trial.step == 0:
+            return True
+        mixed, _ = self._beside_memory(self._score(trial))
+        return judge(self.memory_losses, mixed, evidence=self.recipe.trial_evidence).accepted
+
+    def _given_up(self, step_size: float, tried: dict[float, float], trial: PathPoint) -> GradientOutcome:
+        assert self.memory_losses is not None
+        mixed, share = self._beside_memory(self._score(trial))
+        verdict = judge(self.memory_losses, mixed, evidence=self.recipe.trial_evidence)
+        report = self._report(
+            accepted=False,
+            reason=f"given up after a trial of {trial.step} steps, which beside the memory brought {verdict.figures}",
+            step_size=step_size,
+            step_losses=trial.losses,
+            step_sizes_tried=tried,
+            loss_frozen=float(self.memory_losses.mean()),
+            loss_adapted=float(mixed.mean()),
+            gain_standard_error=verdict.standard_error,
+            notes=trial.notes,
+        )
+        return GradientOutcome(Adaptation({}, report))
+
+    def _beside_memory(self, losses: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:
+        """Losses of the mixture of a memory and a network with these losses, and the network's share in it."""
+        assert self.memory_losses is not None
+        chosen = np.exp(-np.stack([self.memory_losses, losses]))
+        prior = np.array([self.recipe.memory_share, 1.0 - self.recipe.memory_share])
+        shares = mixture_shares(chosen, prior, self.recipe.share_prior_rows)
+        return -np.log(shares @ chosen), float(shares[1])
+
     def _scorers(self, n_members: int) -> list[int]:
         """Members that score points of the path: a few to compare many points, all where there is but one point."""
         size = self.recipe.members_per_score
@@ -156,6 +208,9 @@ class GradientAdaptation:
         for mark in [point.step, *(mark for mark in self.marks if mark > point.step)]:
             if mark == 0:
                 continue
+            if self.deadline.has_passed():
+                self.path_notes = (f"time limit reached: stopped after {point.step} of {self.settings.n_steps} steps",)
+                break
             point = self.path.walk(point, mark, step_size, observer=self._tell("adapting"))
             scored = self._score(point)
             curve[mark] = float(scored.mean())
@@ -165,20 +220,26 @@ class GradientAdaptation:
                 break
         return best, losses, point, curve
 
-    def _verdict(self, best: PathPoint, losses: NDArray[np.float64]) -> tuple[Verdict, float, float]:
-        """Compare the two models that could predict: all their members, same context."""
-        scores = self.session.scores
-        frozen = adapted = scores.baseline_losses()
-        if best.step and tuple(self.scorers) == scores.everyone:
-            adapted = losses
-        elif best.step:
-            self.path.fast.load(best.weights)
-            adapted = scores.losses(self.path.fast.models, scores.everyone)
+    def _verdict(self, best: PathPoint, losses: NDArray[np.float64]) -> tuple[Verdict, float, float, float]:
+        """Compare what could predict, with all its members: without the adapted network, and with it.
+
+        Returns the verdict, both mean losses, and the network's share beside a memory.
+        """
+        scores, share = self.session.scores, 1.0
+        before = scores.baseline_losses() if self.memory_losses is None else self.memory_losses
+        after = before
+        if best.step:
+            if tuple(self.scorers) != scores.everyone:
+                self.path.fast.load(best.weights)
+                losses = scores.losses(self.path.fast.models, scores.everyone)
+            after = losses
+            if self.memory_losses is not None:
+                after, share = self._beside_memory(losses)
         evidence = self.recipe.evidence * self.recipe.evidence_factor(self.session.split.held_back_in_context)
-        verdict = judge(frozen, adapted, evidence=evidence)
+        verdict = judge(before, after, evidence=evidence)
         if not self.settings.guard:
-            verdict = Verdict(True, f"guard=False; {verdict.reason}", verdict.gain, verdict.standard_error)
-        return verdict, float(frozen.mean()), float(adapted.mean())
+            verdict = replace(verdict, accepted=True, reason=f"guard=False; {verdict.reason}")
+        return verdict, float(before.mean()), float(after.mean()), share
 
     def _without_evidence(self, why: str) -> GradientOutcome:
         """Nothing can be compared: the frozen weights stay, unless the user took the decision."""

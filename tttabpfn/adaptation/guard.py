@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from tttabpfn import tabpfn_adapter as adapter
 from tttabpfn.adaptation.episodes import RowIndices, Split
+from tttabpfn.memory.mixture import trust
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,11 @@ class Verdict:
     reason: str
     gain: float
     standard_error: float
+
+    @property
+    def figures(self) -> str:
+        """The figures in `reason`, without its first words."""
+        return self.reason.rpartition(": ")[2]
 
 
 def judge(frozen: NDArray[np.float64], adapted: NDArray[np.float64], *, evidence: float) -> Verdict:
@@ -81,6 +87,43 @@ def judge(frozen: NDArray[np.float64], adapted: NDArray[np.float64], *, evidence
     if gain <= evidence * error:
         return Verdict(False, f"the gain does not stand out from its noise: {figures}", gain, error)
     return Verdict(True, f"better on the held-back rows: {figures}", gain, error)
+
+
+def weigh(frozen: NDArray[np.float64], mixed: NDArray[np.float64], *, min_trust: float) -> tuple[Verdict, float]:
+    """Judge a mixture that the frozen model is part of, and say how far it shall count.
+
+    A mixture cannot go far astray, so it needs no proof to be used: it counts by the probability that its gain is
+    above zero, and the frozen model for the rest. Below `min_trust` the frozen model predicts alone.
+
+    Parameters
+    ----------
+    frozen, mixed : ndarray of shape (H,)
+        Log loss of each held-back row, in nats.
+    min_trust : float
+        Probability below which the mixture is refused.
+
+    Returns
+    -------
+    verdict : Verdict
+        With the reason in words.
+    share : float
+        Of the mixture beside the frozen model, in [0, 1].
+
+    Examples
+    --------
+    >>> frozen = np.array([0.7, 0.9, 0.5, 0.8])
+    >>> verdict, share = weigh(frozen, frozen - np.array([0.2, 0.3, -0.1, 0.2]), min_trust=0.2)
+    >>> verdict.accepted, round(share, 2)
+    (True, 0.96)
+    >>> weigh(frozen, frozen + np.array([0.2, 0.3, 0.1, 0.2]), min_trust=0.2)[0].accepted
+    False
+    """
+    judged = judge(frozen, mixed, evidence=0.0)
+    share = trust(judged.gain, judged.standard_error) if np.isfinite(mixed).all() else 0.0
+    if share < min_trust:
+        return Verdict(False, judged.reason, judged.gain, judged.standard_error), 0.0
+    reason = f"counts {share:.0%} of what predicts: {judged.figures}"
+    return Verdict(True, reason, judged.gain, judged.standard_error), share
 
 
 def row_losses(probabilities: NDArray[np.floating], labels: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -154,6 +197,14 @@ class HeldBackScores:
     def of_rows(self, logits: Tensor, rows: RowIndices) -> NDArray[np.float64]:
         """Log loss of any demonstrations, from raw logits (M, Q, K) of the adapting members."""
         return row_losses(adapter.probabilities(self.adapting_members, logits), self.labels[rows])
+
+    def averaged(self, logits: Tensor) -> NDArray[np.float32]:
+        """Probabilities of any rows from raw logits (M, Q, K), ensembled as at predict: what may be mixed."""
+        return adapter.averaged(self.adapting_members, logits)
+
+    def finished(self, mixed: NDArray[np.floating]) -> NDArray[np.float32]:
+        """What predicts, from a mixture of `averaged` ones."""
+        return adapter.finished(self.adapting_members, mixed)
 
     def frozen_losses(self, members: Sequence[int]) -> NDArray[np.float64]:
         """Log loss of each held-back row under the frozen model; computed once per set of adapting members."""

@@ -1,4 +1,4 @@
-"""Demonstrations into a memory: embedded by forward passes, chosen and judged on held-back rows, then written."""
+"""Demonstrations into a memory: embedded by forward passes, written part by part, mixed and judged on held-back rows."""
 
 from __future__ import annotations
 
@@ -8,72 +8,69 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from tttabpfn import tabpfn_adapter as adapter
-from tttabpfn.adaptation.episodes import RowIndices, query_folds, seeded, stratified_parts
-from tttabpfn.adaptation.guard import Verdict, judge
+from tttabpfn.adaptation.deadline import Deadline
+from tttabpfn.adaptation.episodes import RowIndices, query_folds, seeded, stratified_parts, stratified_rows
+from tttabpfn.adaptation.guard import Verdict, row_losses, weigh
 from tttabpfn.adaptation.outcome import WrittenMemory
 from tttabpfn.adaptation.session import Session
 from tttabpfn.adaptation.settings import Settings
 from tttabpfn.fast_weights.chunked import in_slices
-from tttabpfn.memory.choice import Choice, choose
-from tttabpfn.memory.kinds import KINDS
+from tttabpfn.memory.inputs import MemoryInputs
 from tttabpfn.memory.memory import Memory
-from tttabpfn.memory.rows import KeyScale, MemoryRows
+from tttabpfn.memory.mixture import cross_fitted_mixture, mixture_shares
+from tttabpfn.memory.parts import Written, write_family
+from tttabpfn.memory.rows import KeyScale
 from tttabpfn.memory.settings import MemorySettings
 
-FOLD_BRANCH, PART_BRANCH, START_BRANCH = 10, 11, 12
-UNJUDGED_PENALTY = 0.1
-"""Penalty of the linear memory where no rows are left to choose by."""
+FOLD_BRANCH, PART_BRANCH, START_BRANCH, ROWS_BRANCH = 10, 11, 12, 13
+MIN_ROWS = 8
+"""Fewer rows than these cannot tell a better mixture from a worse one."""
 
 
 @dataclass(frozen=True)
 class _Embedded:
-    """Rows, their embeddings (M, Q, E) and the model's scaled logits (M, Q, K), given a context without them."""
+    """Rows, their embeddings (M, Q, E) and scaled logits (M, Q, K) given a context without them, and their folds."""
 
     rows: RowIndices
     embeddings: Tensor
-    offsets: Tensor
+    logits: Tensor
+    folds: NDArray[np.int64]
 
     @staticmethod
     def joined(parts: Sequence[_Embedded]) -> _Embedded:
         return _Embedded(
             np.concatenate([part.rows for part in parts]),
             torch.cat([part.embeddings for part in parts], dim=1),
-            torch.cat([part.offsets for part in parts], dim=1),
+            torch.cat([part.logits for part in parts], dim=1),
+            np.concatenate([part.folds for part in parts]),
         )
 
 
 class MemoryWriter:
-    """Embeds, chooses, judges and writes; forward passes only.
+    """Embeds, writes, mixes and judges; forward passes only.
 
     Parameters
     ----------
     session : Session
-        Demonstrations and split.
-    models : sequence of Module
-        Networks that embed and that will predict: the base's, or adapted ones.
+        Demonstrations, split and the frozen model.
     settings : Settings
-    cross_validated : bool
-        Whether rows outside the context may each be held back once (the networks were not trained on any of them).
-        False: only the session's held-back rows are.
+    deadline : Deadline
+        Once it has passed, no further family of parts is written.
     """
 
-    def __init__(
-        self, session: Session, models: Sequence[nn.Module], settings: Settings, *, cross_validated: bool = True
-    ) -> None:
+    def __init__(self, session: Session, settings: Settings, deadline: Deadline) -> None:
         self.session = session
-        self.models = models
-        self.known_rows = adapter.matching_row_embeddings(session.row_embeddings, models)
         self.recipe = settings.recipe.memory
-        self.cross_validated = cross_validated
         self.guard = settings.guard
-        self.evidence = self.recipe.evidence * settings.recipe.evidence_factor(session.split.held_back_in_context)
         self.seed = settings.seed
+        self.deadline = deadline
+        self.known_rows = adapter.matching_row_embeddings(session.row_embeddings, session.frozen)
         self.settings = MemorySettings(
             n_steps=settings.n_steps,
-            # With gradient steps before it, the given size is theirs.
+            # With gradient steps beside it, the given size is theirs.
             step_size=settings.step_size if settings.adaptation == "memory" else None,
             update_rule=settings.update_rule,
             backend=settings.backend,
@@ -83,7 +80,7 @@ class MemoryWriter:
         self.notes: list[str] = []
 
     def run(self) -> WrittenMemory:
-        """Choose on held-back rows, judge, write with all rows.
+        """Write every part, each row held back from one writing; mix them; judge the mixture.
 
         Returns
         -------
@@ -91,107 +88,104 @@ class MemoryWriter:
             Without a memory if it was refused.
         """
         with torch.no_grad():
-            return self._judged() if len(self.session.split.held_back) else self._unjudged()
+            embedded = self._embedded()
+            if embedded is None:
+                why = "too few demonstrations to hold any back, so nothing could be compared"
+                return WrittenMemory(None, Verdict(False, why, 0.0, np.inf), np.empty(0, dtype=np.int64), np.empty((0, 0)))
+            return self._mixed(embedded)
 
-    def _judged(self) -> WrittenMemory:
-        embedded, folds = self._embedded_with_folds()
-        rows = self._rows(embedded, KeyScale.of(embedded.embeddings), folds)
-
-        def row_losses(scaled: Tensor, positions: NDArray[np.int64]) -> NDArray[np.float64]:
-            logits = scaled * self.session.demonstrations.temperature
-            return self.session.scores.of_rows(logits, embedded.rows[positions])
-
-        choice = choose(rows, self.settings, row_losses)
-        # Each row once, in the order in which `choose` scores them: fold by fold of those that hold rows back.
-        order = np.concatenate([np.flatnonzero(~fold) for fold in folds])
-        frozen = row_losses(embedded.offsets[:, order], order)
-        if self.cross_validated:  # refused, the frozen model would predict with all its members
-            frozen = frozen - self.session.scores.worth_of_other_members()
-        verdict = judge(frozen, choice.losses, evidence=self.evidence)
-        verdict = replace(verdict, reason=f"{choice.describe()}: {verdict.reason}")
-        if not self.guard:
-            verdict = replace(verdict, accepted=choice.kind != "none", reason=f"guard=False; {verdict.reason}")
-        memory: Memory | None = None
-        losses: tuple[float, ...] = ()
-        if verdict.accepted:
-            memory, losses = self._write(choice, embedded)
-        return WrittenMemory(memory, verdict, choice, float(frozen.mean()), len(frozen), losses, tuple(self.notes))
-
-    def _embedded_with_folds(self) -> tuple[_Embedded, NDArray[np.bool_]]:
-        """The rows that a memory is written with, embedded, and for each fold which of them it writes."""
-        split, n_rows = self.session.split, len(self.session.labels)
-        if not split.held_back_in_context:
-            # Rows outside the predicting context, embedded as new rows will be; folds hold each of them back once.
-            embedded = self._embed(split.context, np.setdiff1d(np.arange(n_rows), split.context))
-            return embedded, self._folds(embedded.rows)
-        if self._may_fold(n_rows):
-            # All rows are context: each part is embedded given the others, and one fold holds it back.
-            return self._embed_by_parts(split.context, np.arange(n_rows))
-        # All rows are context, but the networks were trained on some of them (or there are too many rows to embed four
-        # times): only the session's held-back rows can be scored; the others are written, each fold given the others.
-        held_back = self._embed(split.guard_context, split.held_back)
-        known = self._embed_folds(split.guard_context, split.folds)
-        embedded = _Embedded.joined([known, held_back])
-        return embedded, np.isin(embedded.rows, known.rows)[None]
-
-    def _unjudged(self) -> WrittenMemory:
-        """Too few rows to compare anything: nothing is written, unless the guard is off."""
-        why = "too few demonstrations to hold any back, so nothing could be compared"
-        none = np.empty(0)
-        if self.guard:
-            refused = Verdict(False, why, 0.0, np.inf)
-            return WrittenMemory(None, refused, Choice("none", 0.0, 0, 0.0, none), np.nan, 0, (), ())
-        choice = Choice("linear", UNJUDGED_PENALTY, self.settings.n_steps, 1.0, none)
-        everything = np.arange(len(self.session.labels))
-        embedded, _ = self._embed_by_parts(self.session.split.context, everything)
-        memory, losses = self._write(choice, embedded)
-        verdict = Verdict(True, f"guard=False; {choice.describe()}: {why}", 0.0, np.inf)
-        return WrittenMemory(memory, verdict, choice, np.nan, 0, losses, tuple(self.notes))
-
-    def _write(self, choice: Choice, embedded: _Embedded) -> tuple[Memory, tuple[float, ...]]:
-        """Write the chosen memory with all rows."""
+    def _mixed(self, embedded: _Embedded) -> WrittenMemory:
+        session, recipe = self.session, self.recipe
+        rows, folds = embedded.rows, embedded.folds
+        labels = session.labels[rows]
+        shares = np.bincount(session.labels, minlength=embedded.logits.shape[2]) + 0.5
+        log_shares = torch.as_tensor(np.log(shares / shares.sum()), dtype=torch.float32, device=embedded.logits.device)
+        keys, cells = session.columns.transform_known(session.table[rows], labels, folds)
+        columns = torch.as_tensor(keys, device=embedded.logits.device)
+        inputs = MemoryInputs(embedded.embeddings, embedded.logits, columns, cells)
         scale = KeyScale.of(embedded.embeddings)
-        rows = self._rows(embedded, scale, np.ones((1, len(embedded.rows)), dtype=bool))
-        weights, losses = KINDS[choice.kind].write(rows, (choice.value,), self.settings, choice.steps, None)
-        factor = choice.gate * self.session.demonstrations.temperature
-        return Memory.gated(choice.kind, scale, weights, factor), tuple(losses)
 
-    def _rows(self, embedded: _Embedded, scale: KeyScale, written: NDArray[np.bool_]) -> MemoryRows:
-        labels = self.session.demonstrations.labels
-        device = labels.device
-        return MemoryRows(
-            keys=scale.keys(embedded.embeddings),
-            offsets=embedded.offsets,
-            labels=labels[torch.as_tensor(embedded.rows, device=device)],
-            written=torch.as_tensor(written, dtype=torch.float32, device=device),
+        written = self._written(inputs, scale, labels, folds, log_shares)
+        frozen = self._averaged(embedded.logits)
+        parts = np.stack([frozen, *(self._averaged(one.logits) for one in written)]).astype(np.float64)
+        prior = _prior(len(written), recipe.model_share)
+        crossed = cross_fitted_mixture(parts, labels, folds, prior, recipe.prior_rows)
+        before = row_losses(session.scores.finished(frozen), labels)
+        after = row_losses(session.scores.finished(crossed), labels)
+        verdict, share = weigh(before, after, min_trust=recipe.min_trust)
+        if verdict.gain < 3 * verdict.standard_error:
+            # It is a close call: refused, the frozen model would predict with all its members.
+            before = before - session.scores.worth_of_other_members()
+            verdict, share = weigh(before, after, min_trust=recipe.min_trust)
+        if not self.guard:
+            verdict, share = replace(verdict, accepted=True, reason=f"guard=False; {verdict.reason}"), 1.0
+        if not written or not verdict.accepted:
+            return WrittenMemory(None, replace(verdict, accepted=False), rows, frozen, tuple(self.notes), before, after)
+
+        chosen = parts[:, np.arange(len(labels)), labels]
+        kept = share * mixture_shares(chosen, prior, recipe.prior_rows)
+        kept[0] += 1.0 - share
+        large = np.flatnonzero(kept[1:] >= recipe.min_share)
+        ordered = sorted((written[position].part.name, position) for position in large)
+        kept = np.array([kept[0], *(kept[1 + position] for _, position in ordered)])
+        memory = Memory(
+            scale,
+            log_shares,
+            tuple(written[position].part for _, position in ordered),
+            torch.as_tensor(kept / kept.sum()),
         )
+        mixed = share * crossed + (1.0 - share) * frozen
+        losses = row_losses(session.scores.finished(mixed), labels)
+        return WrittenMemory(memory, verdict, rows, mixed, tuple(self.notes), before, losses)
 
-    def _folds(self, rows: RowIndices) -> NDArray[np.bool_]:
-        """Which rows each fold writes."""
-        if not self._may_fold(len(rows)):
-            return ~np.isin(rows, self.session.split.held_back)[None]
-        labels = self.session.labels[rows]
-        parts = stratified_parts(labels, self.recipe.folds, seeded(self.seed, FOLD_BRANCH))
-        return np.stack([parts != part for part in range(self.recipe.folds)])
+    def _written(
+        self,
+        inputs: MemoryInputs,
+        scale: KeyScale,
+        labels: NDArray[np.int64],
+        folds: NDArray[np.int64],
+        log_shares: Tensor,
+    ) -> list[Written]:
+        """Every family's parts, as many of them as the time limit leaves."""
+        codes = torch.as_tensor(labels, device=log_shares.device)
+        written: list[Written] = []
+        for number, family in enumerate(self.recipe.families):
+            if self.deadline.has_passed():
+                left = len(self.recipe.families) - number
+                self.notes.append(f"time limit reached: {left} of {len(self.recipe.families)} families not written")
+                break
+            written += write_family(family, inputs, scale, codes, folds, log_shares, self.settings)
+        return written
 
-    def _may_fold(self, n_rows: int) -> bool:
-        return self.cross_validated and n_rows <= self.recipe.max_folded
+    def _averaged(self, scaled: Tensor) -> NDArray[np.float32]:
+        """Probabilities from logits divided by the temperature, ensembled as at predict."""
+        return self.session.scores.averaged(scaled * self.session.demonstrations.temperature)
 
-    def _embed_by_parts(self, context: RowIndices, rows: RowIndices) -> tuple[_Embedded, NDArray[np.bool_]]:
-        """Embed rows in parts, each given the context's other rows, and tell which rows are not in each part.
+    def _embedded(self) -> _Embedded | None:
+        """All rows but one of each class, embedded without themselves in the context; None if they are too few."""
+        session, recipe = self.session, self.recipe
+        context, labels = session.split.context, session.labels
+        outside = np.setdiff1d(np.arange(len(labels)), context)
+        if len(outside) > recipe.max_rows:
+            self.notes.append(f"the memory reads {recipe.max_rows} of {len(outside)} rows outside the context")
+            rng = seeded(self.seed, ROWS_BRANCH)
+            outside = np.sort(stratified_rows(labels, outside, recipe.max_rows, rng, every_class=False))
+        # Rows of the context are embedded part by part, given the others; one row of every class stays in all of them.
+        parts = query_folds(labels, context, recipe.folds, seeded(self.seed, PART_BRANCH), keep_out=context)
+        if len(outside) + sum(map(len, parts)) < MIN_ROWS:
+            return None
+        embedded = [
+            self._embed(np.setdiff1d(context, part), part, np.full(len(part), number))
+            for number, part in enumerate(parts)
+        ]
+        if len(outside):
+            dealt = stratified_parts(labels[outside], recipe.folds, seeded(self.seed, FOLD_BRANCH))
+            embedded.append(self._embed(context, outside, dealt))
+        joined = _Embedded.joined(embedded)
+        # Folds that nothing fell into would leave gaps in their numbers.
+        return replace(joined, folds=np.unique(joined.folds, return_inverse=True)[1])
 
-        One row of every class only serves as context.
-        """
-        rng = seeded(self.seed, PART_BRANCH)
-        folds = query_folds(self.session.labels, rows, self.recipe.parts, rng, keep_out=context)
-        embedded = self._embed_folds(context, folds)
-        return embedded, np.stack([~np.isin(embedded.rows, fold) for fold in folds])
-
-    def _embed_folds(self, context: RowIndices, folds: Sequence[RowIndices]) -> _Embedded:
-        """Embed each fold's rows given the context's others."""
-        return _Embedded.joined([self._embed(np.setdiff1d(context, fold), fold) for fold in folds])
-
-    def _embed(self, context: RowIndices, rows: RowIndices) -> _Embedded:
+    def _embed(self, context: RowIndices, rows: RowIndices, folds: NDArray[np.int64]) -> _Embedded:
         """Embed rows given a context, in large chunks; out of memory halves them."""
         demonstrations = self.session.demonstrations
         device = demonstrations.labels.device
@@ -200,15 +194,22 @@ class MemoryWriter:
         def embed(start: int, end: int) -> _Embedded:
             chunk = rows[start:end]
             output = adapter.member_logits(
-                self.models,
+                self.session.frozen,
                 demonstrations,
                 given,
                 torch.as_tensor(chunk, device=device),
                 embeddings=True,
                 known_rows=self.known_rows,
             )
-            return _Embedded(chunk, output.embeddings, output.logits / demonstrations.temperature)
+            return _Embedded(chunk, output.embeddings, output.logits / demonstrations.temperature, folds[start:end])
 
         parts: list[_Embedded] = []
         self.notes.extend(in_slices(embed, 0, len(rows), self.recipe.rows_per_pass, parts.append).notes)
         return _Embedded.joined(parts)
+
+
+def _prior(n_parts: int, model_share: float) -> NDArray[np.float64]:
+    """Prior shares: the model's, and the parts' equal ones."""
+    if n_parts == 0:
+        return np.ones(1)
+    return np.array([model_share, *[(1.0 - model_share) / n_parts] * n_parts])

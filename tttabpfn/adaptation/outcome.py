@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from tttabpfn.adaptation.episodes import RowIndices
 from tttabpfn.adaptation.guard import Verdict
-from tttabpfn.memory.choice import Choice
 from tttabpfn.memory.memory import Memory
 from tttabpfn.report import AdaptationReport
 
 Progress = Callable[[str, int, int], None]
 _MEMORY = "memory"
+_SHARE = "share:gradient"
 
 
 @dataclass(frozen=True)
@@ -45,40 +49,40 @@ class WrittenMemory:
         None if it was refused.
     verdict : Verdict
         The guard's.
-    choice : Choice
-        What was chosen on held-back rows.
-    loss_frozen : float
-        Mean log loss of the held-back rows without the memory.
-    n_held_back : int
-        Rows that were held back, each from one writing.
-    step_losses : tuple of float
-        Loss over all rows before each update of the final writing.
+    rows : ndarray of shape (H,), int
+        Demonstrations that were scored, each by writings that it was held back from.
+    probabilities : ndarray of shape (H, K)
+        What they were given: by the mixture that predicts, or by the frozen model if it was refused.
     notes : tuple of str
         Anything unusual.
+    before, after : ndarray of shape (H,)
+        Log loss of each of these rows under the frozen model and under the mixture.
     """
 
     memory: Memory | None
     verdict: Verdict
-    choice: Choice
-    loss_frozen: float
-    n_held_back: int
-    step_losses: tuple[float, ...]
-    notes: tuple[str, ...]
+    rows: RowIndices
+    probabilities: NDArray[np.floating]
+    notes: tuple[str, ...] = ()
+    before: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
+    after: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
+
+    def probabilities_of(self, rows: RowIndices) -> NDArray[np.floating]:
+        """What some of the scored rows were given, in the order they are asked for."""
+        order = np.argsort(self.rows)
+        return self.probabilities[order[np.searchsorted(self.rows[order], rows)]]
 
     def as_report_fields(self) -> dict[str, Any]:
         """Return the fields of an `AdaptationReport` that the memory alone decides."""
-        losses = self.choice.losses
+        before, after = (float(losses.mean()) if len(losses) else math.nan for losses in (self.before, self.after))
         return {
             "accepted": self.verdict.accepted,
             "reason": self.verdict.reason,
-            "n_steps": self.choice.steps if self.verdict.accepted else 0,
-            "n_held_back": self.n_held_back,
-            "loss_frozen": _finite(self.loss_frozen),
-            "loss_adapted": _finite(float(losses.mean()) if len(losses) else math.nan),
+            "n_held_back": len(self.rows),
+            "loss_frozen": _finite(before),
+            "loss_adapted": _finite(after),
             "gain_standard_error": _finite(self.verdict.standard_error),
-            "step_losses": self.step_losses,
-            "held_back_steps": tuple(self.choice.curve),
-            "held_back_losses": tuple(self.choice.curve.values()),
+            "shares": {} if self.memory is None else self.memory.describe(),
             "fast_weight_bytes": 0 if self.memory is None else self.memory.nbytes,
             "notes": self.notes,
         }
@@ -133,7 +137,7 @@ def has_memory(tensors: Mapping[str, Tensor]) -> bool:
 
 
 def memory_tensors(memory: Memory) -> dict[str, Tensor]:
-    """Return a memory's tensors under names that tell its kind, as copies.
+    """Return a memory's tensors under names that mark them as its own, as copies.
 
     Parameters
     ----------
@@ -145,7 +149,7 @@ def memory_tensors(memory: Memory) -> dict[str, Tensor]:
     dict of str to Tensor
         What `memory_of` reads.
     """
-    return {f"{_MEMORY}:{memory.kind}:{name}": value.clone() for name, value in memory.tensors().items()}
+    return {f"{_MEMORY}:{name}": value.clone() for name, value in memory.tensors().items()}
 
 
 def memory_of(tensors: Mapping[str, Tensor]) -> Memory | None:
@@ -161,9 +165,19 @@ def memory_of(tensors: Mapping[str, Tensor]) -> Memory | None:
     Memory or None
         None if there is none.
     """
-    own, kind = {}, ""
+    own = {}
     for name, value in tensors.items():
-        if name.partition(":")[0] == _MEMORY:
-            _, kind, leaf = name.split(":", 2)
+        owner, _, leaf = name.partition(":")
+        if owner == _MEMORY:
             own[leaf] = value
-    return Memory.of_tensors(kind, own) if own else None
+    return Memory.of_tensors(own) if own else None
+
+
+def share_tensors(share: float) -> dict[str, Tensor]:
+    """Return the share of the adapted network beside a memory as a tensor, under the name that `gradient_share` reads."""
+    return {_SHARE: torch.tensor(share, dtype=torch.float64)}
+
+
+def gradient_share(tensors: Mapping[str, Tensor]) -> float:
+    """Share of the adapted network's probabilities beside a memory's; 1 where it predicts alone."""
+    return float(tensors[_SHARE]) if _SHARE in tensors else 1.0

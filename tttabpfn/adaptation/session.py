@@ -20,6 +20,7 @@ from tttabpfn.adaptation.path import FirstGradient, GradientPath
 from tttabpfn.adaptation.settings import Recipe, Settings
 from tttabpfn.cache.predictions import SharedPredictions
 from tttabpfn.inputs.data import take_rows
+from tttabpfn.memory.columns import ColumnEncoder
 
 HELD_BACK_BRANCH = 2
 
@@ -69,6 +70,8 @@ class Session:
         members = adapter.members_to_adapt(self.all_members, recipe.max_members)
         self.all_demonstrations = adapter.prepare_demonstrations(self.all_members, self.base, X, labels)
         self.demonstrations = self.all_demonstrations.of_members(members)
+        self.table = adapter.encode_rows(self.all_members, X)
+        self.columns = ColumnEncoder(adapter.category_positions(self.all_members), seed=0).fit(self.table, labels)
         self.row_embeddings = adapter.keep_row_embeddings(self.base.models, self.demonstrations)
         self._expect_folds()
         # Copies: a network that starts from kept row embeddings has its row stage replaced meanwhile.
@@ -110,7 +113,7 @@ class Session:
         first = sum(gradient.nbytes for gradient in self._first_gradients.values())
         kept = 0 if self.row_embeddings is None else self.row_embeddings.nbytes
         shared = sum(2 * fast.nbytes for fast in self._fast_models.values())
-        own = self.all_demonstrations.nbytes + kept + shared + self.predictions.nbytes
+        own = self.all_demonstrations.nbytes + self.table.nbytes + kept + shared + self.predictions.nbytes
         return own + (first or sum(adapter.model_bytes(model) for model in self.base.models))
 
     def path(self, settings: Settings) -> GradientPath:

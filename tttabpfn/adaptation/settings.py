@@ -39,6 +39,12 @@ class Recipe:
     in_context_evidence : float
         Factor on the evidence asked for, of gradient steps and memory alike, where the held-back rows are context at
         predict: they are then judged with a smaller context than predicts, and gain more than new rows will.
+    memory_share : float
+        Prior share of a memory in its mixture with the adapted network.
+    share_prior_rows : float
+        Held-back rows that this prior is worth.
+    trial_evidence : float
+        Standard errors by which the mixture must gain after the trial for the gradient steps to go on beside a memory.
     train_on_held_back : bool
         After the decision, take a few more steps whose queries are the held-back rows.
     scale : {"lact", "match_rms", "relative"}
@@ -61,6 +67,9 @@ class Recipe:
     trial_share: float = 0.15
     evidence: float = 1.0
     in_context_evidence: float = 1.5
+    memory_share: float = 0.75
+    share_prior_rows: float = 4.0
+    trial_evidence: float = 0.5
     train_on_held_back: bool = True
     scale: str = "match_rms"
     restore_norms: bool = False
@@ -98,6 +107,8 @@ class Settings:
         Who runs the leaf operations of the updates.
     seed : int
         Root of the seed tree.
+    time_limit : float or None
+        Seconds after which the adaptation keeps the best so far.
     recipe : Recipe
         The algorithm's other choices.
     """
@@ -111,6 +122,7 @@ class Settings:
     adaptation: str = "gradient"
     backend: str = "auto"
     seed: int = 0
+    time_limit: float | None = None
     recipe: Recipe = Recipe()
 
     @property
@@ -125,3 +137,26 @@ class Settings:
             return (self.step_size,)
         default = DEFAULT_STEP_SIZES[self.update_rule]
         return tuple(default * factor for factor in self.recipe.step_size_factors)
+
+
+def checkpoints(n_steps: int, count: int) -> list[int]:
+    """Numbers of updates that cut a path into `count` parts, as equal as they can be.
+
+    Parameters
+    ----------
+    n_steps : int
+        Updates of the whole path.
+    count : int
+        Parts; fewer where there are fewer updates.
+
+    Returns
+    -------
+    list of int
+        Rising, 1 or more, `n_steps` the last.
+
+    Examples
+    --------
+    >>> checkpoints(32, 5), checkpoints(2, 5)
+    ([6, 13, 19, 26, 32], [1, 2])
+    """
+    return sorted({max(1, round(n_steps * part / count)) for part in range(1, count + 1)})

@@ -44,6 +44,8 @@ def check_parameters(parameters: dict[str, Any], selections: Sequence[str]) -> N
     if not isinstance(parameters["guard"], bool | np.bool_):
         raise TypeError(f"guard must be True or False, got {parameters['guard']!r}.")
     _integer("verbose", int(parameters["verbose"]) if _is_bool(parameters["verbose"]) else parameters["verbose"], 0)
+    if parameters["time_limit"] is not None:
+        _number("time_limit", parameters["time_limit"], "None or a number of seconds >= 0", minimum=0)
     _check_context_size(parameters["context_size"])
     _check_selection(parameters["fast_weights"], selections)
     _check_cache(parameters["cache"])

@@ -2,56 +2,91 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from tttabpfn.memory.trees import TreeRecipe
+
+
+@dataclass(frozen=True)
+class Family:
+    """Parts of a memory that are written together.
+
+    Parameters
+    ----------
+    kind : {"linear", "swiglu", "trees"}
+        What is written.
+    block : {"embedding", "columns", "both"}
+        Keys: TabPFN's embedding of a row, the table's own columns, or both.
+    start : {"model", "shares"}
+        Logits that the parts add to: TabPFN's own, or the demonstrations' class shares.
+    values : tuple of float
+        One part each. Linear: L2 penalties, per key and mean loss. Others: shares of all updates after which a part
+        is kept.
+    """
+
+    kind: str
+    block: str
+    start: str
+    values: tuple[float, ...]
 
 
 @dataclass(frozen=True)
 class MemoryRecipe:
-    """How the memory is written, and among what the held-back rows choose.
+    """What a memory is made of, and how its parts are written, mixed and judged.
 
     Parameters
     ----------
-    kinds : tuple of {"linear", "swiglu"}
-        Memories in the race.
-    regularisations : tuple of float
-        Candidates for the linear memory's L2 penalty, per standardised key and mean loss.
+    families : tuple of Family
+        Parts that are tried, the cheapest first: a time limit may end before the last.
     momentum : float
         Of the linear memory's preconditioned steps.
     hidden : int
         Hidden width of the SwiGLU memory.
     restore_norms : bool
         Restore the row norms of the SwiGLU memory's input weights after an update of Muon, as LaCT does.
-    n_checkpoints : int
-        How often along the writing the SwiGLU memory is read on the held-back rows.
-    gates : tuple of float
-        Candidates for the factor on what the memory reads, in (0, 1]; 0, no memory, always competes.
+    trees : TreeRecipe
+        How trees are written.
+    max_trees : int
+        Trees of a part at most.
     folds : int
-        Parts of the rows outside the context, each held back from one writing; needs no further forward pass.
-    max_folded : int
-        Rows above which one part, the session's held-back rows, has to do.
-    parts : int
-        Where all rows are context: parts, each embedded given the others.
+        Parts of the rows; each is held back from one writing, and scored by it.
+    max_rows : int
+        Rows written at most, drawn by class; the others are not read.
     rows_per_pass : int
         Rows embedded in one forward pass.
-    evidence : float
-        Standard errors by which the memory's held-back gain must exceed zero. More than for the gradient steps, since
-        it is the best of some forty combinations of kind, penalty, number of updates and gate on the same rows.
+    model_share : float
+        Prior share of TabPFN's own prediction in the mixture; the parts divide the rest equally.
+    prior_rows : float
+        Rows that this prior is worth.
+    min_share : float
+        Parts with a smaller share are left out.
+    min_trust : float
+        Probability that the mixture is better than the frozen model, below which it is refused.
     """
 
-    kinds: tuple[str, ...] = ("linear", "swiglu")
-    regularisations: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 0.1, 1.0)
+    families: tuple[Family, ...] = (
+        Family("linear", "columns", "shares", (1e-3, 5e-3, 0.02, 0.1)),
+        Family("trees", "columns", "model", (0.25, 1.0)),
+        Family("trees", "columns", "shares", (0.25, 1.0)),
+        Family("swiglu", "both", "model", (0.5, 1.0)),
+        Family("swiglu", "embedding", "model", (0.5,)),
+        Family("linear", "both", "model", (0.01,)),
+    )
     momentum: float = 0.7
     hidden: int = 32
     restore_norms: bool = True
-    n_checkpoints: int = 5
-    gates: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
+    trees: TreeRecipe = field(default_factory=TreeRecipe)
+    max_trees: int = 100
     folds: int = 4
-    max_folded: int = 2000
-    parts: int = 4
+    max_rows: int = 20_000
     rows_per_pass: int = 4096
-    evidence: float = 2.0
+    model_share: float = 0.5
+    prior_rows: float = 2.0
+    min_share: float = 0.02
+    min_trust: float = 0.2
 
 
+DEFAULT_UPDATES = 32
 DEFAULT_MEMORY_STEP_SIZES = {"sgd": 1.0, "momentum": 0.3, "muon": 0.06, "adamw": 0.01}
 
 
@@ -90,30 +125,10 @@ class MemorySettings:
         """Whether input weights get back their row norms."""
         return self.recipe.restore_norms and self.update_rule == "muon"
 
-    @property
-    def checkpoints(self) -> list[int]:
-        """Numbers of updates after which a memory that may stop early is read."""
-        return checkpoints(self.n_steps, self.recipe.n_checkpoints)
+    def updates(self, share: float) -> int:
+        """Number of updates that a share of all comes to, 1 at least."""
+        return max(1, round(share * self.n_steps))
 
-
-def checkpoints(n_steps: int, count: int) -> list[int]:
-    """Numbers of updates that cut a path into `count` parts, as equal as they can be.
-
-    Parameters
-    ----------
-    n_steps : int
-        Updates of the whole path.
-    count : int
-        Parts; fewer where there are fewer updates.
-
-    Returns
-    -------
-    list of int
-        Rising, 1 or more, `n_steps` the last.
-
-    Examples
-    --------
-    >>> checkpoints(32, 5), checkpoints(2, 5)
-    ([6, 13, 19, 26, 32], [1, 2])
-    """
-    return sorted({max(1, round(n_steps * part / count)) for part in range(1, count + 1)})
+    def trees(self, share: float) -> int:
+        """Number of trees that a share of all comes to, 1 at least; fewer than the default's updates mean fewer trees."""
+        return max(1, round(share * self.recipe.max_trees * min(1.0, self.n_steps / DEFAULT_UPDATES)))

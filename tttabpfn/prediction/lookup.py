@@ -16,7 +16,6 @@ from tttabpfn import tabpfn_adapter as adapter
 from tttabpfn.adaptation import Session, Settings, adapt
 from tttabpfn.cache.cache import FastWeightCache
 from tttabpfn.cache.entry import CacheEntry
-from tttabpfn.inputs.data import take_rows
 from tttabpfn.prediction.entries import Request, frozen_entry, report_of, to_entry
 from tttabpfn.prediction.predictor import Predictor, build_predictor
 from tttabpfn.report import AdaptationReport
@@ -159,8 +158,10 @@ class Lookup:
             fitted.estimator,
             fitted.settings,
             entry.tensors,
-            take_rows(fitted.rows, fitted.context),
-            take_rows(fitted.labels, fitted.context),
+            fitted.rows,
+            fitted.labels,
+            fitted.codes,
+            fitted.context,
             None if session is None else session.all_members,
         )
 

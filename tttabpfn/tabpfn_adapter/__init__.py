@@ -8,6 +8,7 @@ from tttabpfn.tabpfn_adapter.base import Base, adaptable_names, load_base, loade
 from tttabpfn.tabpfn_adapter.demonstrations import (
     Demonstrations,
     MemberOutput,
+    encode_rows,
     keep_row_embeddings,
     member_logits,
     prepare_demonstrations,
@@ -27,7 +28,13 @@ from tttabpfn.tabpfn_adapter.fitting import (
     refit_with_cache,
     with_members,
 )
-from tttabpfn.tabpfn_adapter.predictions import predict_with_embeddings, probabilities
+from tttabpfn.tabpfn_adapter.predictions import (
+    averaged,
+    category_positions,
+    finished,
+    predict_with_embeddings,
+    probabilities,
+)
 from tttabpfn.tabpfn_adapter.row_embeddings import RowEmbeddings, matching_row_embeddings
 from tttabpfn.tabpfn_adapter.selection import NAMED_SELECTIONS, select_names
 
@@ -38,10 +45,14 @@ __all__ = [
     "MemberOutput",
     "RowEmbeddings",
     "adaptable_names",
+    "averaged",
     "can_be_refitted",
+    "category_positions",
     "check_estimator_settings",
     "declared_limits",
     "default_estimator",
+    "encode_rows",
+    "finished",
     "fit_tabpfn",
     "keep_row_embeddings",
     "load_base",

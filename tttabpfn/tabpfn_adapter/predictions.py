@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from tabpfn import TabPFNClassifier
 from tabpfn.constants import PROBABILITY_EPSILON_ROUND_ZERO, SKLEARN_16_DECIMAL_PRECISION
+from tabpfn.preprocessing.datamodel import FeatureModality
 from torch import Tensor
 
 from tttabpfn.tabpfn_adapter.demonstrations import encode_rows
 
 
-def predict_with_embeddings(inner: TabPFNClassifier, X: Any) -> tuple[Tensor, Tensor]:
-    """Raw logits and embeddings of rows to predict, from a fitted TabPFN.
+class RowOutput(NamedTuple):
+    """What a fitted TabPFN makes of Q rows."""
+
+    logits: Tensor
+    """(M, Q, K), raw: before the softmax temperature; classes in the order of ``classes_``."""
+    embeddings: Tensor
+    """(M, Q, E), given the context."""
+    table: np.ndarray
+    """(Q, C), the rows as numbers and codes of categories, as its preprocessing has made them."""
+
+
+def predict_with_embeddings(inner: TabPFNClassifier, X: Any) -> RowOutput:
+    """Run rows to predict through a fitted TabPFN.
 
     Parameters
     ----------
@@ -25,15 +37,13 @@ def predict_with_embeddings(inner: TabPFNClassifier, X: Any) -> tuple[Tensor, Te
 
     Returns
     -------
-    logits : Tensor of shape (M, Q, K)
-        Raw logits (before the softmax temperature), classes in the order of ``classes_``.
-    embeddings : Tensor of shape (M, Q, E)
-        The rows' embeddings given the context.
+    RowOutput
     """
     if inner.fit_mode == "fit_preprocessors":
         inner.executor_.use_torch_inference_mode(use_inference=True)
+    table = encode_rows(inner, X)
     outputs = inner.executor_.iter_outputs(
-        encode_rows(inner, X), autocast=inner.use_autocast_, task_type="multiclass", only_return_standard_out=False
+        table, autocast=inner.use_autocast_, task_type="multiclass", only_return_standard_out=False
     )
     logits, embeddings = [], []
     for output, config in outputs:
@@ -41,7 +51,7 @@ def predict_with_embeddings(inner: TabPFNClassifier, X: Any) -> tuple[Tensor, Te
         order = np.arange(inner.n_classes_) if config.class_permutation is None else config.class_permutation
         logits.append(standard[:, torch.as_tensor(np.asarray(order), device=standard.device)])
         embeddings.append(embedded)
-    return torch.stack(logits), torch.stack(embeddings)
+    return RowOutput(torch.stack(logits), torch.stack(embeddings), table)
 
 
 def _without_batch(output: Tensor) -> Tensor:
@@ -62,8 +72,49 @@ def probabilities(inner: TabPFNClassifier, logits: Tensor) -> np.ndarray:
     -------
     ndarray of shape (Q, K)
     """
-    found = inner._maybe_reweight_probas(inner.logits_to_probabilities(logits).float().cpu().numpy())
+    return finished(inner, averaged(inner, logits))
+
+
+def averaged(inner: TabPFNClassifier, logits: Tensor) -> np.ndarray:
+    """The first half of `probabilities`: temperature, averaging over the members, and balancing of classes.
+
+    Parameters
+    ----------
+    inner : TabPFNClassifier
+        Fitted.
+    logits : Tensor of shape (M, Q, K)
+        Raw logits of any number of members.
+
+    Returns
+    -------
+    ndarray of shape (Q, K)
+        What predictions of several models may be mixed from.
+    """
+    with torch.no_grad():
+        return inner.logits_to_probabilities(logits).float().cpu().numpy()
+
+
+def finished(inner: TabPFNClassifier, mixed: np.ndarray) -> np.ndarray:
+    """The second half of `probabilities`: tuned thresholds, rounding, and a sum of 1.
+
+    Parameters
+    ----------
+    inner : TabPFNClassifier
+        Fitted.
+    mixed : ndarray of shape (Q, K)
+        From `averaged`, or a mixture of such.
+
+    Returns
+    -------
+    ndarray of shape (Q, K)
+    """
+    found = inner._maybe_reweight_probas(mixed.astype(np.float32))
     if inner.inference_config_.USE_SKLEARN_16_DECIMAL_PRECISION:
         found = np.around(found, decimals=SKLEARN_16_DECIMAL_PRECISION)
         found = np.where(found < PROBABILITY_EPSILON_ROUND_ZERO, 0.0, found)
     return found / found.sum(axis=1, keepdims=True)
+
+
+def category_positions(inner: TabPFNClassifier) -> list[int]:
+    """Columns of `RowOutput.table` that hold codes of categories."""
+    return list(inner.inferred_feature_schema_.indices_for(FeatureModality.CATEGORICAL))

@@ -1,0 +1,83 @@
+"""What memories read of a row: TabPFN's embedding and logits, and the table's own columns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tttabpfn.memory.rows import KeyScale
+
+BLOCKS = ("embedding", "columns", "both")
+"""Keys that a memory may have."""
+STARTS = ("model", "shares")
+"""Logits that a memory adds to: the model's own, or the class shares of the demonstrations."""
+
+
+@dataclass(frozen=True)
+class MemoryInputs:
+    """Rows as memories see them.
+
+    Parameters
+    ----------
+    embeddings : Tensor of shape (M, Q, E)
+        Of each ensemble member, given the context.
+    logits : Tensor of shape (M, Q, K)
+        The model's own, divided by its softmax temperature.
+    columns : Tensor of shape (Q, D)
+        Encoded columns, scaled.
+    cells : ndarray of shape (Q, B), float32
+        What trees split.
+    """
+
+    embeddings: Tensor
+    logits: Tensor
+    columns: Tensor
+    cells: NDArray[np.float32]
+
+    def keys(self, block: str, scale: KeyScale) -> Tensor:
+        """Keys of a block, of shape (M, Q, width); with M = 1 where they are the same for every member.
+
+        Parameters
+        ----------
+        block : {"embedding", "columns", "both"}
+        scale : KeyScale
+            Of the embeddings.
+
+        Returns
+        -------
+        Tensor
+            The last key is 1.
+        """
+        if block == "columns":
+            return torch.cat([self.columns, torch.ones_like(self.columns[:, :1])], dim=1)[None]
+        keys = scale.keys(self.embeddings)
+        if block == "embedding":
+            return keys
+        columns = self.columns[None].expand(len(keys), -1, -1)
+        return torch.cat([columns, keys], dim=2)
+
+    def start(self, start: str, log_shares: Tensor) -> Tensor:
+        """Logits that a memory adds to, of shape (M, Q, K); with M = 1 for class shares.
+
+        Parameters
+        ----------
+        start : {"model", "shares"}
+        log_shares : Tensor of shape (K,)
+            Logarithms of the class shares.
+
+        Returns
+        -------
+        Tensor
+        """
+        if start == "model":
+            return self.logits
+        return log_shares.to(self.logits).expand(1, self.logits.shape[1], -1)
+
+    def mean_start(self, start: str, log_shares: Tensor) -> NDArray[np.float64]:
+        """The same as one row of logits for all members, of shape (Q, K): the logarithm of their mean probability."""
+        shares = self.start(start, log_shares).softmax(dim=-1).mean(dim=0)
+        return shares.double().clamp_min(1e-6).log().cpu().numpy()
