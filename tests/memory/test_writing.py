@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from tttabpfn.memory.choice import choose
+from tttabpfn.memory.kinds import KINDS
 
 from tttabpfn.adaptation.guard import judge, row_losses
 from tttabpfn.adaptation.outcome import memory_of, memory_tensors
 from tttabpfn.fast_weights.reference.step import row_norms
 from tttabpfn.memory import linear
 from tttabpfn.memory import rows as rows_module
-from tttabpfn.memory.choice import choose
-from tttabpfn.memory.kinds import KINDS
 from tttabpfn.memory.linear import BIAS_PENALTY, linear_loss_gradient, read_linear, write_linear
 from tttabpfn.memory.memory import Memory
 from tttabpfn.memory.rows import KeyScale, MemoryRows

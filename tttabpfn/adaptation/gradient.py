@@ -94,6 +94,9 @@ class GradientAdaptation:
             return self._without_evidence("too few demonstrations to hold any back, so nothing could be compared")
         if not settings.guard and settings.step_size is not None:
             return self._without_evidence("guard=False and a given step size: no row was held back")
+        if self.deadline.has_passed():
+            why = "the time limit left no time for them"
+            return GradientOutcome(Adaptation({}, self._report(accepted=False, reason=why, notes=(why,))))
         step_size, tried, point = self._race()
         if not self._pays(point):
             return self._given_up(step_size, tried, point)

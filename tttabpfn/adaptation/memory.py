@@ -91,7 +91,9 @@ class MemoryWriter:
             embedded = self._embedded()
             if embedded is None:
                 why = "too few demonstrations to hold any back, so nothing could be compared"
-                return WrittenMemory(None, Verdict(False, why, 0.0, np.inf), np.empty(0, dtype=np.int64), np.empty((0, 0)))
+                return WrittenMemory(
+                    None, Verdict(False, why, 0.0, np.inf), np.empty(0, dtype=np.int64), np.empty((0, 0))
+                )
             return self._mixed(embedded)
 
     def _mixed(self, embedded: _Embedded) -> WrittenMemory:

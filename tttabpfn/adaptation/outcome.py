@@ -174,7 +174,7 @@ def memory_of(tensors: Mapping[str, Tensor]) -> Memory | None:
 
 
 def share_tensors(share: float) -> dict[str, Tensor]:
-    """Return the share of the adapted network beside a memory as a tensor, under the name that `gradient_share` reads."""
+    """Return the share of the adapted network beside a memory, under the name that `gradient_share` reads."""
     return {_SHARE: torch.tensor(share, dtype=torch.float64)}
 
 

@@ -40,7 +40,7 @@ class ColumnEncoder:
     >>> table = np.array([[1.0, 0.0], [2.0, 1.0], [np.nan, 0.0], [4.0, 2.0]])
     >>> keys, cells = ColumnEncoder(categorical=[1], seed=0).fit(table, np.array([0, 1, 0, 1])).transform(table)
     >>> keys.shape, cells.shape, bool(np.isfinite(keys).all())
-    ((4, 9), (4, 5), True)
+    ((4, 10), (4, 5), True)
     """
 
     def __init__(self, categorical: list[int], seed: int) -> None:
@@ -62,7 +62,7 @@ class ColumnEncoder:
         ColumnEncoder
             Itself.
         """
-        table = np.asarray(table, dtype=np.float64)
+        table = _as_doubles(table)
         known = np.isfinite(table)
         n_values = np.array([len(np.unique(column[one])) for column, one in zip(table.T, known.T, strict=True)])
         is_category = np.isin(np.arange(table.shape[1]), self.categorical)
@@ -109,7 +109,7 @@ class ColumnEncoder:
         cells : ndarray of shape (N, B), float32
             What trees split: numbers, missing cells, levels and class shares.
         """
-        table = np.asarray(table, dtype=np.float64)
+        table = _as_doubles(table)
         own = [
             shares.cross_fitted(table[:, column], labels, folds)
             for shares, column in zip(self._shares, self._crowded, strict=True)
@@ -119,7 +119,7 @@ class ColumnEncoder:
 
     def transform(self, table: NDArray[np.floating]) -> tuple[Cells, Cells]:
         """Keys (Q, D) and cells (Q, B) of other rows; a level that was not seen has no key of its own."""
-        table = np.asarray(table, dtype=np.float64)
+        table = _as_doubles(table)
         features, cells = self._assembled(table, self._read_shares(table))
         return self._keys(features), cells
 
@@ -138,7 +138,8 @@ class ColumnEncoder:
         # Trees cut numbers and tell their values apart by themselves: ranks and values would only be more to search.
         cells = np.concatenate([filled, holes, levels, *shares], axis=1)
         ranked = filled if self._ranks is None else self._ranks.transform(filled)
-        return np.concatenate([cells, ranked, _one_hot(self._values, table[:, self._few])], axis=1), np.float32(cells)
+        values = _one_hot(self._values, table[:, self._few])
+        return np.concatenate([cells, ranked, values], axis=1), cells.astype(np.float32)
 
     def _scaled(self, features: _Table) -> _Table:
         return np.clip((features - self._centre) / self._spread, -MAX_DEVIATION, MAX_DEVIATION)
@@ -148,6 +149,10 @@ class ColumnEncoder:
         if self._projection is not None:
             scaled = self._projection.transform(scaled)
         return scaled.astype(np.float32)
+
+
+def _as_doubles(table: NDArray[np.floating]) -> _Table:
+    return np.asarray(table, dtype=np.float64)
 
 
 def _fit_ranks(numbers: _Table, seed: int) -> QuantileTransformer | None:

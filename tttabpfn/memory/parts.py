@@ -1,4 +1,4 @@
-"""The parts of a memory: linear and SwiGLU weights and trees, each written once for every fold and once with all rows."""
+"""The parts of a memory: linear and SwiGLU weights and trees, written once for every fold and once with all rows."""
 
 from __future__ import annotations
 
@@ -73,8 +73,8 @@ class Part:
             Divided by the softmax temperature.
         """
         if self.kind == "trees":
-            read = Trees(**self.weights).read(inputs.cells) + inputs.mean_start(self.start, log_shares)
-            return torch.as_tensor(read, dtype=torch.float32, device=inputs.logits.device)[None]
+            summed = Trees(**self.weights).read(inputs.cells) + inputs.mean_start(self.start, log_shares)
+            return torch.as_tensor(summed, dtype=torch.float32, device=inputs.logits.device)[None]
         keys = inputs.keys(self.block, scale)
         weights = {name: value.to(keys.device) for name, value in self.weights.items()}
         read = read_linear(weights["w"], keys) if self.kind == "linear" else read_swiglu(weights, keys, backend=backend)
@@ -138,8 +138,10 @@ def write_family(
         labels=labels,
         written=torch.as_tensor(written, dtype=torch.float32, device=labels.device),
     )
-    return _write_linear(family, rows, folds, settings) if family.kind == "linear" else _write_swiglu(
-        family, rows, folds, settings
+    return (
+        _write_linear(family, rows, folds, settings)
+        if family.kind == "linear"
+        else _write_swiglu(family, rows, folds, settings)
     )
 
 

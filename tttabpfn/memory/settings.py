@@ -130,5 +130,5 @@ class MemorySettings:
         return max(1, round(share * self.n_steps))
 
     def trees(self, share: float) -> int:
-        """Number of trees that a share of all comes to, 1 at least; fewer than the default's updates mean fewer trees."""
+        """Number of trees that a share of all comes to, 1 at least; fewer steps than the default mean fewer trees."""
         return max(1, round(share * self.recipe.max_trees * min(1.0, self.n_steps / DEFAULT_UPDATES)))

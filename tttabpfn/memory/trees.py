@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -81,9 +82,7 @@ class Trees:
 
     def first(self, count: int) -> Trees:
         """The trees that were written first."""
-        return Trees(
-            self.columns[:count], self.thresholds[:count], self.children[:count], self.values[:count]
-        )
+        return Trees(self.columns[:count], self.thresholds[:count], self.children[:count], self.values[:count])
 
     def tensors(self) -> dict[str, Tensor]:
         """Its arrays by the names of its fields."""
@@ -152,12 +151,16 @@ def write_trees(
         chunk = np.sort(rng.permutation(n_rows)[:size])
         shares = softmax(logits, axis=1)
         gradients = targets - shares
-        tree = DecisionTreeRegressor(
-            max_depth=recipe.depth,
-            min_samples_leaf=recipe.rows_per_leaf,
-            max_features=recipe.column_share,
-            random_state=int(rng.integers(2**31 - 1)),
-        ).fit(cells[chunk], gradients[chunk]).tree_
+        tree = (
+            DecisionTreeRegressor(
+                max_depth=recipe.depth,
+                min_samples_leaf=recipe.rows_per_leaf,
+                max_features=recipe.column_share,
+                random_state=int(rng.integers(2**31 - 1)),
+            )
+            .fit(cells[chunk], gradients[chunk])
+            .tree_
+        )
         leaves = tree.apply(cells)
         values = _leaf_values(leaves[chunk], tree.node_count, gradients[chunk], shares[chunk], recipe)
         logits += values[leaves]
@@ -178,7 +181,7 @@ def _leaf_values(
     return recipe.step_size * np.clip(steps, -recipe.max_value, recipe.max_value)
 
 
-def _side_by_side(grown: Sequence[tuple[object, Logits]], n_classes: int) -> Trees:
+def _side_by_side(grown: Sequence[tuple[Any, Logits]], n_classes: int) -> Trees:
     width = max((tree.node_count for tree, _ in grown), default=1)
     columns = np.full((len(grown), width), -1, dtype=np.int32)
     thresholds = np.zeros((len(grown), width))
