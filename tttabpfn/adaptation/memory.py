@@ -83,13 +83,7 @@ class MemoryWriter:
         self.notes: list[str] = []
 
     def run(self) -> WrittenMemory:
-        """Choose on held-back rows, judge, write with all rows.
-
-        Returns
-        -------
-        WrittenMemory
-            Without a memory if it was refused.
-        """
+        """Choose on held-back rows, judge, write with all rows."""
         with torch.no_grad():
             return self._judged() if len(self.session.split.held_back) else self._unjudged()
 

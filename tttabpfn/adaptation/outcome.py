@@ -100,20 +100,7 @@ def fast_weight_name(position: int, parameter: str) -> str:
 
 
 def network_weights(tensors: Mapping[str, Tensor], n_networks: int) -> list[dict[str, Tensor]]:
-    """Fast weights of each network by parameter name; a memory's are passed over.
-
-    Parameters
-    ----------
-    tensors : mapping of str to Tensor
-        An adaptation's.
-    n_networks : int
-        Networks of the base.
-
-    Returns
-    -------
-    list of dict of str to Tensor
-        One for each network.
-    """
+    """Fast weights of each of a base's networks by parameter name; a memory's are passed over."""
     found: list[dict[str, Tensor]] = [{} for _ in range(n_networks)]
     for name, value in tensors.items():
         position, _, parameter = name.partition(":")
@@ -133,34 +120,12 @@ def has_memory(tensors: Mapping[str, Tensor]) -> bool:
 
 
 def memory_tensors(memory: Memory) -> dict[str, Tensor]:
-    """Return a memory's tensors under names that tell its kind, as copies.
-
-    Parameters
-    ----------
-    memory : Memory
-        Accepted.
-
-    Returns
-    -------
-    dict of str to Tensor
-        What `memory_of` reads.
-    """
+    """A memory's tensors, copied, under names that tell its kind; `memory_of` reads them."""
     return {f"{_MEMORY}:{memory.kind}:{name}": value.clone() for name, value in memory.tensors().items()}
 
 
 def memory_of(tensors: Mapping[str, Tensor]) -> Memory | None:
-    """Rebuild the memory among an adaptation's tensors.
-
-    Parameters
-    ----------
-    tensors : mapping of str to Tensor
-        An adaptation's.
-
-    Returns
-    -------
-    Memory or None
-        None if there is none.
-    """
+    """The memory among an adaptation's tensors; None if there is none."""
     own, kind = {}, ""
     for name, value in tensors.items():
         if name.partition(":")[0] == _MEMORY:

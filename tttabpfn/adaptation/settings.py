@@ -102,15 +102,15 @@ class Settings:
         The algorithm's other choices.
     """
 
-    step_size: float | None = None
-    n_steps: int = 32
-    chunk_size: int = 512
-    update_rule: str = "muon"
-    fast_weights: str | tuple[str, ...] = "in_context"
-    guard: bool = True
-    adaptation: str = "gradient"
-    backend: str = "auto"
-    seed: int = 0
+    step_size: float | None
+    n_steps: int
+    chunk_size: int
+    update_rule: str
+    fast_weights: str | tuple[str, ...]
+    guard: bool
+    adaptation: str
+    backend: str
+    seed: int
     recipe: Recipe = Recipe()
 
     @property

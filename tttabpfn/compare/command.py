@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tttabpfn.compare.tables import Split
+    from tttabpfn.compare.tables import TrainTest
 
 DEFAULT_SHARE = 0.2
 """Share of the rows to fit that TTT keeps as context unless told otherwise."""
@@ -171,7 +171,7 @@ def _compare(options: argparse.Namespace) -> None:
         save_plot(Path(options.plot), rows, report, f"{data.name}: frozen TabPFN and test-time training")
 
 
-def _resolve_context(asked: int | float | str | None, split: Split) -> tuple[int | float | None, str]:
+def _resolve_context(asked: int | float | str | None, split: TrainTest) -> tuple[int | float | None, str]:
     import numpy as np
 
     n = len(split.y_train)

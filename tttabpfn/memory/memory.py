@@ -36,18 +36,7 @@ class Memory:
         return cls(kind, scale, {**weights, output: weights[output] * factor})
 
     def read(self, embeddings: Tensor, *, backend: str = "auto") -> Tensor:
-        """What to add to raw logits.
-
-        Parameters
-        ----------
-        embeddings : Tensor of shape (M, Q, E)
-            Of the rows to predict, given the context.
-        backend : {"auto", "torch", "triton"}, default="auto"
-
-        Returns
-        -------
-        Tensor of shape (M, Q, K)
-        """
+        """What to add to raw logits, of shape (M, Q, K), given the embeddings (M, Q, E) of rows to predict."""
         return KINDS[self.kind].read(self.weights, self.scale.keys(embeddings), backend)[0]
 
     def to(self, device: torch.device) -> Memory:
