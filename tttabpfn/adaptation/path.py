@@ -58,7 +58,7 @@ class FirstGradient:
 
     Parameters
     ----------
-    found : tuple or None
+    computed : tuple or None
         Gradients by parameter name, loss and notes, once a path has computed them.
     keeps_factors : bool
         Whether paths of other step sizes will want Muon's orthogonal factors too.
@@ -66,14 +66,14 @@ class FirstGradient:
         These factors, once a path has computed them.
     """
 
-    found: tuple[dict[str, Tensor], float, tuple[str, ...]] | None = None
+    computed: tuple[dict[str, Tensor], float, tuple[str, ...]] | None = None
     keeps_factors: bool = False
     orthogonal: dict[str, Tensor] | None = None
 
     @property
     def nbytes(self) -> int:
         """Size of the gradients in bytes."""
-        gradients = {} if self.found is None else self.found[0]
+        gradients = {} if self.computed is None else self.computed[0]
         return sum(tensor.nbytes for tensor in (*gradients.values(), *(self.orthogonal or {}).values()))
 
 
@@ -162,12 +162,12 @@ class GradientPath:
 
         def gradient(chunk: Chunk, weights: Stacks) -> Stacks:
             step = chunk.start
-            if is_shared(step) and self._first.found is not None:
-                named, loss, said = self._first.found
+            if is_shared(step) and self._first.computed is not None:
+                named, loss, said = self._first.computed
             else:
                 named, loss, said = self._gradient(step, weights, *draw(step))
                 if is_shared(step):
-                    self._first.found = (named, loss, said)
+                    self._first.computed = (named, loss, said)
             losses.append(loss)
             notes.extend(said)
             return self.fast.layout.stack(named)

@@ -102,13 +102,13 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _versions() -> str:
-    found = []
+    named = []
     for package in ("tttabpfn", "tabpfn", "torch", "scikit-learn"):
         try:
-            found.append(f"{package} {version(package)}")
+            named.append(f"{package} {version(package)}")
         except PackageNotFoundError:
-            found.append(f"{package} (not installed)")
-    return ", ".join(found)
+            named.append(f"{package} (not installed)")
+    return ", ".join(named)
 
 
 def _context_size(text: str) -> int | float | str:

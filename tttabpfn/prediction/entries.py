@@ -108,8 +108,8 @@ class Keys:
     def predictor(self, entry: CacheEntry, settings: Settings) -> str:
         """Key of what predicts after an adaptation: candidates of a search that end in the same model share it.
 
-        The session's key if the frozen model predicts, whatever step size was refused; one without the step size if just a
-        memory was accepted that does not depend on it; else the entry's own.
+        The session's key if the frozen model predicts, whatever step size was refused; one without the step size if
+        just a memory was accepted that does not depend on it; else the entry's own.
         """
         if settings.is_frozen or adapted_by_gradient(entry.tensors):
             return self.adaptation

@@ -62,8 +62,8 @@ def probabilities(inner: TabPFNClassifier, logits: Tensor) -> np.ndarray:
     -------
     ndarray of shape (Q, K)
     """
-    found = inner._maybe_reweight_probas(inner.logits_to_probabilities(logits).float().cpu().numpy())
+    scores = inner._maybe_reweight_probas(inner.logits_to_probabilities(logits).float().cpu().numpy())
     if inner.inference_config_.USE_SKLEARN_16_DECIMAL_PRECISION:
-        found = np.around(found, decimals=SKLEARN_16_DECIMAL_PRECISION)
-        found = np.where(found < PROBABILITY_EPSILON_ROUND_ZERO, 0.0, found)
-    return found / found.sum(axis=1, keepdims=True)
+        scores = np.around(scores, decimals=SKLEARN_16_DECIMAL_PRECISION)
+        scores = np.where(scores < PROBABILITY_EPSILON_ROUND_ZERO, 0.0, scores)
+    return scores / scores.sum(axis=1, keepdims=True)
