@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from tabpfn import TabPFNClassifier
 
 from tttabpfn import TTTTabPFNClassifier
 from tttabpfn import tabpfn_adapter as adapter
+from tttabpfn.adaptation import Settings
 
 ATOL = 5e-6
 """Probabilities of one row alone against the same row among many, in float32: matrix products are blocked otherwise.
@@ -36,6 +38,22 @@ def global_state() -> dict[str, Any]:
         "errstate": np.geterr(),
         "environment": dict(os.environ),
     }
+
+
+def gradient_settings(**changes: Any) -> Settings:
+    """Settings of a few gradient steps, for sessions and paths without an estimator above them."""
+    plain = Settings(
+        step_size=1e-3,
+        n_steps=4,
+        chunk_size=16,
+        update_rule="adamw",
+        fast_weights="in_context",
+        guard=True,
+        adaptation="gradient",
+        backend="auto",
+        seed=0,
+    )
+    return replace(plain, **changes)
 
 
 def base_weights(estimator: TabPFNClassifier) -> dict[str, torch.Tensor]:

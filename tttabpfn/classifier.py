@@ -37,18 +37,18 @@ class TTTTabPFNClassifier(ClassifierMixin, BaseEstimator):
     Parameters
     ----------
     estimator : TabPFNClassifier, optional
-        An unfitted classifier to adapt. None: one on the bundled checkpoint, which needs no network. As many ensemble
-        members as its `n_estimators` adapt; with "auto", four of the usual eight, which then predict alone.
+        An unfitted classifier to adapt. None: one on the bundled checkpoint, which needs no network. `n_estimators`
+        ensemble members adapt; with "auto" four of TabPFN's eight adapt, and they alone predict.
     step_size : float or "auto", default="auto"
         Size of an update, 0 or more; its unit depends on the update rule. "auto" chooses it on held-back
         demonstrations. 0 switches adaptation off.
     n_steps : int, default=32
-        Most gradient steps (updates). The guard may keep fewer. 0 switches adaptation off.
+        Gradient steps (updates) at most. The guard may keep fewer. 0 switches adaptation off.
     context_size : int, float or None, default=None
         Rows kept as context at predict, class shares kept: None for all (as many as the base takes), an int for rows,
         a float in (0, 1) for a share.
     chunk_size : int, default=512
-        Most query rows in one update: the large chunk. It changes the maths, never the peak of memory.
+        Query rows in one update at most: the large chunk. It changes the maths, never the peak of memory.
     update_rule : {"muon", "adamw", "momentum", "sgd"}, default="muon"
         How gradients become updates.
     fast_weights : {"in_context", "all", "mlp", "attention", "last_quarter"} or list of str, default="in_context"

@@ -6,12 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from tttabpfn.adaptation import Settings
 from tttabpfn.adaptation.path import GradientPath, query_loss
 
-from ..helpers import same_tensors
+from ..helpers import gradient_settings, same_tensors
 
-SETTINGS = Settings(step_size=1e-2, n_steps=4, chunk_size=16, update_rule="adamw", guard=False)
+SETTINGS = gradient_settings(step_size=1e-2, guard=False)
 
 
 @pytest.fixture(scope="module")

@@ -239,18 +239,5 @@ def draw_episode(
 
 
 def seeded(seed: int, *branch: int) -> np.random.Generator:
-    """One generator of the seed tree.
-
-    Parameters
-    ----------
-    seed : int
-        Root of the tree.
-    *branch : int
-        Path to the generator, e.g. purpose and step.
-
-    Returns
-    -------
-    Generator
-        The same for the same root and branch, independent of all others.
-    """
+    """A generator of the seed tree: the same for the same root and branch (purpose, step), apart from all others."""
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=branch))

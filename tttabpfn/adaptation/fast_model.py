@@ -66,18 +66,5 @@ class FastModel:
 
 
 def predicting_models(base: adapter.Base, tensors: Mapping[str, Tensor]) -> list[nn.Module]:
-    """Networks that predict with fast weights.
-
-    Parameters
-    ----------
-    base : Base
-        The base; shared, never written to.
-    tensors : dict of str to Tensor
-        An adaptation's; a memory's are passed over.
-
-    Returns
-    -------
-    list of Module
-        They use the given tensors themselves and require no gradients.
-    """
+    """Read-only copies of a base's networks that use an adaptation's fast weights themselves, and no memory's."""
     return adapter.private_copies(base.models, network_weights(tensors, len(base.models)), trainable=False)

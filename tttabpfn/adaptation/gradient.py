@@ -97,9 +97,12 @@ class GradientAdaptation:
         if self.deadline.has_passed():
             why = "the time limit left no time for them"
             return GradientOutcome(Adaptation({}, self._report(accepted=False, reason=why, notes=(why,))))
-        step_size, tried, point = self._race()
-        if not self._pays(point):
-            return self._given_up(step_size, tried, point)
+        if self.memory_losses is not None and len(self.memory_losses) < self.recipe.min_held_back and settings.guard:
+            why = f"{len(self.memory_losses)} held-back rows are too few to tell what they add to the memory"
+            return GradientOutcome(Adaptation({}, self._report(accepted=False, reason=why)))
+        step_size, tried, point, losses = self._race()
+        if point.step and not self._pays(losses):
+            return self._given_up(step_size, tried, point, losses)
         best, losses, last, curve = self._best_point(point, step_size)
         verdict, frozen, adapted, share = self._verdict(best, losses)
         report = self._report(
@@ -146,31 +149,39 @@ class GradientAdaptation:
         end = self.path.walk(point, point.step + extra, outcome.step_size, episode=episode, schedule=lambda step: level)
         return Adaptation(self._tensors(end), outcome.adaptation.report)
 
-    def _race(self) -> tuple[float, dict[float, float], PathPoint]:
-        """Give every candidate step size a short trial and keep the best; its trial is the start of the path."""
-        candidates = self.settings.candidate_step_sizes
+    def _race(self) -> tuple[float, dict[float, float], PathPoint, NDArray[np.float64]]:
+        """Give every candidate step size a short trial and keep the best; its trial is the start of the path.
+
+        The largest goes first: if that one does not pay beside a memory, the others are not tried.
+        """
+        candidates = sorted(self.settings.candidate_step_sizes, reverse=True)
         start = self.path.start()
-        if len(candidates) == 1:
-            return candidates[0], {}, start
+        if len(candidates) == 1 and self.memory_losses is None:
+            return candidates[0], {}, start, np.empty(0)
         trial = max(1, round(self.recipe.trial_share * self.settings.n_steps))
         tried: dict[float, float] = {}
-        points: dict[float, PathPoint] = {}
+        points: dict[float, tuple[PathPoint, NDArray[np.float64]]] = {}
         for size in candidates:
-            points[size] = self.path.walk(start, trial, size, observer=self._tell(f"step size {size:g}"))
-            tried[size] = float(self._score(points[size]).mean())
+            point = self.path.walk(start, trial, size, observer=self._tell(f"step size {size:g}"))
+            losses = self._score(point)
+            points[size], tried[size] = (point, losses), float(losses.mean())
+            if not self._pays(losses):
+                return size, tried, point, losses
         best = min(tried, key=lambda size: (not np.isfinite(tried[size]), tried[size]))
-        return best, tried, points[best]
+        return best, tried, *points[best]
 
-    def _pays(self, trial: PathPoint) -> bool:
-        """Whether a trial's network gains enough beside the memory to go on; without a memory it always goes on."""
-        if self.memory_losses is None or not self.settings.guard or trial.step == 0:
+    def _pays(self, losses: NDArray[np.float64]) -> bool:
+        """Whether a trial with these losses gains enough beside the memory to go on; alone it always does."""
+        if self.memory_losses is None or not self.settings.guard:
             return True
-        mixed, _ = self._beside_memory(self._score(trial))
+        mixed, _ = self._beside_memory(losses)
         return judge(self.memory_losses, mixed, evidence=self.recipe.trial_evidence).accepted
 
-    def _given_up(self, step_size: float, tried: dict[float, float], trial: PathPoint) -> GradientOutcome:
+    def _given_up(
+        self, step_size: float, tried: dict[float, float], trial: PathPoint, losses: NDArray[np.float64]
+    ) -> GradientOutcome:
         assert self.memory_losses is not None
-        mixed, share = self._beside_memory(self._score(trial))
+        mixed, _ = self._beside_memory(losses)
         verdict = judge(self.memory_losses, mixed, evidence=self.recipe.trial_evidence)
         report = self._report(
             accepted=False,

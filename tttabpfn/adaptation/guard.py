@@ -127,19 +127,9 @@ def weigh(frozen: NDArray[np.float64], mixed: NDArray[np.float64], *, min_trust:
 
 
 def row_losses(probabilities: NDArray[np.floating], labels: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Log loss of each row.
+    """Log loss of each row in nats, given probabilities (Q, K) and class codes (Q,).
 
-    Parameters
-    ----------
-    probabilities : ndarray of shape (Q, K)
-        Predicted probabilities.
-    labels : ndarray of shape (Q,), int
-        Class codes.
-
-    Returns
-    -------
-    ndarray of shape (Q,)
-        Nats; probabilities are clipped at the resolution of float32, as scikit-learn's log loss does.
+    Probabilities are clipped at the resolution of float32, as scikit-learn's log loss does.
     """
     chosen = probabilities[np.arange(len(labels)), labels].astype(np.float64)
     return -np.log(np.clip(chosen, np.finfo(np.float32).eps, 1.0))

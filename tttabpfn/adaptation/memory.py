@@ -1,4 +1,4 @@
-"""Demonstrations into a memory: embedded by forward passes, written part by part, mixed and judged on held-back rows."""
+"""Demonstrations into a memory: embedded by forward passes, written in parts, mixed and judged on held-back rows."""
 
 from __future__ import annotations
 

@@ -104,20 +104,7 @@ def fast_weight_name(position: int, parameter: str) -> str:
 
 
 def network_weights(tensors: Mapping[str, Tensor], n_networks: int) -> list[dict[str, Tensor]]:
-    """Fast weights of each network by parameter name; a memory's are passed over.
-
-    Parameters
-    ----------
-    tensors : mapping of str to Tensor
-        An adaptation's.
-    n_networks : int
-        Networks of the base.
-
-    Returns
-    -------
-    list of dict of str to Tensor
-        One for each network.
-    """
+    """Fast weights of each of a base's networks by parameter name; a memory's are passed over."""
     found: list[dict[str, Tensor]] = [{} for _ in range(n_networks)]
     for name, value in tensors.items():
         position, _, parameter = name.partition(":")

@@ -58,19 +58,22 @@ class FirstGradient:
 
     Parameters
     ----------
-    found : tuple or None
+    computed : tuple or None
         Gradients by parameter name, loss and notes, once a path has computed them.
-    orthogonal : dict of Tensor, optional
-        Takes Muon's orthogonal factors of them, for paths of other step sizes; None keeps none.
+    keeps_factors : bool
+        Whether paths of other step sizes will want Muon's orthogonal factors too.
+    orthogonal : dict of Tensor or None
+        These factors, once a path has computed them.
     """
 
-    found: tuple[dict[str, Tensor], float, tuple[str, ...]] | None = None
+    computed: tuple[dict[str, Tensor], float, tuple[str, ...]] | None = None
+    keeps_factors: bool = False
     orthogonal: dict[str, Tensor] | None = None
 
     @property
     def nbytes(self) -> int:
         """Size of the gradients in bytes."""
-        gradients = {} if self.found is None else self.found[0]
+        gradients = {} if self.computed is None else self.computed[0]
         return sum(tensor.nbytes for tensor in (*gradients.values(), *(self.orthogonal or {}).values()))
 
 
@@ -159,12 +162,12 @@ class GradientPath:
 
         def gradient(chunk: Chunk, weights: Stacks) -> Stacks:
             step = chunk.start
-            if is_shared(step) and self._first.found is not None:
-                named, loss, said = self._first.found
+            if is_shared(step) and self._first.computed is not None:
+                named, loss, said = self._first.computed
             else:
                 named, loss, said = self._gradient(step, weights, *draw(step))
                 if is_shared(step):
-                    self._first.found = (named, loss, said)
+                    self._first.computed = (named, loss, said)
             losses.append(loss)
             notes.extend(said)
             return self.fast.layout.stack(named)
@@ -172,7 +175,12 @@ class GradientPath:
         def update(
             chunk: Chunk, weights: Stacks, gradients: Stacks, state: update_rules.State
         ) -> tuple[Stacks, update_rules.State]:
-            step = chunk.start
+            step, orthogonal = chunk.start, None
+            if is_shared(step) and self._first.keeps_factors and settings.update_rule == "muon":
+                if self._first.orthogonal is None:
+                    made = update_rules.orthogonal_factors(gradients, state, backend=settings.backend)
+                    self._first.orthogonal = made
+                orthogonal = self._first.orthogonal
             return update_rules.update(
                 settings.update_rule,
                 weights,
@@ -183,7 +191,7 @@ class GradientPath:
                 restore_norms=recipe.restore_norms and settings.update_rule == "muon",
                 initial_norms=norms,
                 backend=settings.backend,
-                orthogonal=self._first.orthogonal if is_shared(step) else None,
+                orthogonal=orthogonal,
             )
 
         def observe(chunk: Chunk, weights: Stacks, state: update_rules.State) -> None:
@@ -247,22 +255,7 @@ class GradientPath:
 
 
 def query_loss(logits: Tensor, labels: Tensor, temperature: float) -> Tensor:
-    """Mean cross-entropy of the queries over members and rows.
-
-    Parameters
-    ----------
-    logits : Tensor of shape (M, Q, K)
-        Raw logits.
-    labels : Tensor of shape (Q,), int64
-        Class codes.
-    temperature : float
-        Softmax temperature.
-
-    Returns
-    -------
-    Tensor
-        A scalar, in nats per row.
-    """
+    """Mean cross-entropy over members and rows, in nats per row, of raw logits (M, Q, K) given class codes (Q,)."""
     n_members, n_queries, n_classes = logits.shape
     flat = (logits / temperature).reshape(n_members * n_queries, n_classes)
     return nn.functional.cross_entropy(flat, labels.repeat(n_members))
@@ -271,17 +264,8 @@ def query_loss(logits: Tensor, labels: Tensor, temperature: float) -> Tensor:
 def micro_batch_bytes(device: torch.device) -> int:
     """Memory that a micro-batch of queries, with its context, may take by estimate.
 
-    Parameters
-    ----------
-    device : torch.device
-        Where the networks are.
-
-    Returns
-    -------
-    int
-        Bytes; it depends on what the device is, never on how much of it is free, so that the sums of a gradient are
-        taken in the same order in every run. Where it turns out too much, micro-batches are halved, and the report
-        says so.
+    It depends on what the device is, never on how much of it is free, so that the sums of a gradient are taken in the
+    same order in every run. Where it turns out too much, micro-batches are halved, and the report says so.
     """
     if device.type == "cuda":
         return int(_MICRO_BATCH_SHARE * torch.cuda.get_device_properties(device).total_memory)

@@ -120,8 +120,7 @@ class Session:
         """A gradient path from the frozen weights; its first gradient serves every step size and number of steps."""
         key = replace(settings, step_size=None, n_steps=1, guard=True)
         first = self._first_gradients.setdefault(key, FirstGradient())
-        if self.is_searched and first.orthogonal is None:
-            first.orthogonal = {}
+        first.keeps_factors = self.is_searched
         fast = self._fast_models.get(settings.fast_weights)
         if fast is None:
             fast = FastModel(self.base.models, settings.fast_weights)

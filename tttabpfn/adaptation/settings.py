@@ -45,6 +45,8 @@ class Recipe:
         Held-back rows that this prior is worth.
     trial_evidence : float
         Standard errors by which the mixture must gain after the trial for the gradient steps to go on beside a memory.
+    min_held_back : int
+        Held-back rows below which gradient steps are not tried beside a memory.
     train_on_held_back : bool
         After the decision, take a few more steps whose queries are the held-back rows.
     scale : {"lact", "match_rms", "relative"}
@@ -70,6 +72,7 @@ class Recipe:
     memory_share: float = 0.75
     share_prior_rows: float = 4.0
     trial_evidence: float = 0.5
+    min_held_back: int = 50
     train_on_held_back: bool = True
     scale: str = "match_rms"
     restore_norms: bool = False
@@ -113,15 +116,15 @@ class Settings:
         The algorithm's other choices.
     """
 
-    step_size: float | None = None
-    n_steps: int = 32
-    chunk_size: int = 512
-    update_rule: str = "muon"
-    fast_weights: str | tuple[str, ...] = "in_context"
-    guard: bool = True
-    adaptation: str = "gradient"
-    backend: str = "auto"
-    seed: int = 0
+    step_size: float | None
+    n_steps: int
+    chunk_size: int
+    update_rule: str
+    fast_weights: str | tuple[str, ...]
+    guard: bool
+    adaptation: str
+    backend: str
+    seed: int
     time_limit: float | None = None
     recipe: Recipe = Recipe()
 

@@ -32,20 +32,7 @@ _SCRATCH = re.compile(r"\.[0-9a-f]+\.[0-9a-f]+\.part")
 
 
 def encode(key: str, entry: CacheEntry) -> bytes:
-    """Return the bytes of an entry's file.
-
-    Parameters
-    ----------
-    key : str
-        The entry's key, kept in the file.
-    entry : CacheEntry
-        A detached entry.
-
-    Returns
-    -------
-    bytes
-        A safetensors file.
-    """
+    """The bytes of a detached entry's file, which is a safetensors file that names its key."""
     header = json.dumps(entry.header)
     metadata = {"format": FORMAT, "key": key, "header": header, "sha256": _checksum(key, header, entry)}
     return safetensors.torch.save(entry.tensors, metadata)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tttabpfn.compare.tables import Split
+    from tttabpfn.compare.tables import TrainTest
 
 DEFAULT_SHARE = 0.2
 """Share of the rows to fit that TTT keeps as context unless told otherwise."""
@@ -102,13 +102,13 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _versions() -> str:
-    found = []
+    named = []
     for package in ("tttabpfn", "tabpfn", "torch", "scikit-learn"):
         try:
-            found.append(f"{package} {version(package)}")
+            named.append(f"{package} {version(package)}")
         except PackageNotFoundError:
-            found.append(f"{package} (not installed)")
-    return ", ".join(found)
+            named.append(f"{package} (not installed)")
+    return ", ".join(named)
 
 
 def _context_size(text: str) -> int | float | str:
@@ -171,7 +171,7 @@ def _compare(options: argparse.Namespace) -> None:
         save_plot(Path(options.plot), rows, report, f"{data.name}: frozen TabPFN and test-time training")
 
 
-def _resolve_context(asked: int | float | str | None, split: Split) -> tuple[int | float | None, str]:
+def _resolve_context(asked: int | float | str | None, split: TrainTest) -> tuple[int | float | None, str]:
     import numpy as np
 
     n = len(split.y_train)

@@ -12,7 +12,7 @@ import numpy as np
 from sklearn.base import clone
 from sklearn.metrics import accuracy_score, log_loss, roc_auc_score
 
-from tttabpfn.compare.tables import Split
+from tttabpfn.compare.tables import TrainTest
 from tttabpfn.report import AdaptationReport
 
 REPEAT_BELOW = 2.0
@@ -93,7 +93,7 @@ NAMES = {
 """Name, short label and colour of each model that is compared."""
 
 
-def measure(name: str, estimator: Any, context: np.ndarray | None, split: Split) -> tuple[ModelScores, Any]:
+def measure(name: str, estimator: Any, context: np.ndarray | None, split: TrainTest) -> tuple[ModelScores, Any]:
     """Fit a clone of an estimator, predict the test rows twice, score and time it.
 
     Parameters
@@ -104,7 +104,7 @@ def measure(name: str, estimator: Any, context: np.ndarray | None, split: Split)
         Unfitted; not changed.
     context : ndarray of int or None
         Training rows to fit it on; None: all.
-    split : Split
+    split : TrainTest
         The data.
 
     Returns
@@ -132,13 +132,13 @@ def measure(name: str, estimator: Any, context: np.ndarray | None, split: Split)
 
 
 def compare(
-    split: Split, adapted: Any, progress: Callable[[str], None] = lambda stage: None
+    split: TrainTest, adapted: Any, progress: Callable[[str], None] = lambda stage: None
 ) -> tuple[list[ModelScores], AdaptationReport]:
     """Measure frozen TabPFN on all rows and on the context rows, and TTT with that context.
 
     Parameters
     ----------
-    split : Split
+    split : TrainTest
         The data.
     adapted : TTTTabPFNClassifier
         Unfitted, with its ``estimator`` given, which is the frozen model too.

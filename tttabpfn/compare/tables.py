@@ -53,7 +53,7 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Split:
+class TrainTest:
     """A table cut into rows to fit and rows to test, stratified."""
 
     X_train: pd.DataFrame
@@ -112,7 +112,7 @@ def load_table(data: str, target: str | None = None) -> Table:
 
 def split_table(
     table: Table, test_share: float, seed: int, max_rows: int | None = None
-) -> tuple[Split, tuple[str, ...]]:
+) -> tuple[TrainTest, tuple[str, ...]]:
     """Cut a table into rows to fit and rows to test, keeping the shares of the classes.
 
     Parameters
@@ -128,7 +128,7 @@ def split_table(
 
     Returns
     -------
-    split : Split
+    split : TrainTest
         The rows.
     notes : tuple of str
         What was left out.
@@ -147,7 +147,7 @@ def split_table(
         notes = (f"took {len(rows):,} of {len(table.y):,} rows (stratified; change with --max-rows)",)
     tested = rows[_draw(table.y[rows], test_share, 1, 2, rng)]
     fitted = np.setdiff1d(rows, tested)
-    return Split(table.X.iloc[fitted], table.y[fitted], table.X.iloc[tested], table.y[tested]), notes
+    return TrainTest(table.X.iloc[fitted], table.y[fitted], table.X.iloc[tested], table.y[tested]), notes
 
 
 def _draw(y: np.ndarray, share: float, min_rows: int, left: int, rng: np.random.Generator) -> np.ndarray:

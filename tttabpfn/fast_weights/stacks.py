@@ -36,18 +36,7 @@ class StackLayout:
 
     @classmethod
     def of(cls, weights: Mapping[str, Tensor]) -> StackLayout:
-        """Group parameters by shape.
-
-        Parameters
-        ----------
-        weights : mapping of str to Tensor
-            Named parameters. Tensors of three or more dimensions are flattened to matrices ``[D_out, -1]``.
-
-        Returns
-        -------
-        StackLayout
-            The layout, groups in order of first appearance.
-        """
+        """Group parameters by shape, in order of first appearance; three or more dimensions become ``[D_out, -1]``."""
         groups: dict[str, list[str]] = {}
         for name, weight in weights.items():
             groups.setdefault("x".join(str(size) for size in _flat_shape(weight.shape)), []).append(name)
@@ -55,36 +44,14 @@ class StackLayout:
         return cls(tuple((key, tuple(names)) for key, names in groups.items()), shapes)
 
     def stack(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Stack named tensors.
-
-        Parameters
-        ----------
-        weights : mapping of str to Tensor
-            Tensors with this layout's names and shapes.
-
-        Returns
-        -------
-        dict of str to Tensor
-            Stacks of shape ``[B, D_out, D_in]`` or ``[B, D]``; new memory.
-        """
+        """Stack named tensors of this layout's shapes, as ``[B, D_out, D_in]`` or ``[B, D]``, in new memory."""
         return {
             key: torch.stack([weights[name].reshape(_flat_shape(self.shapes[name])) for name in names])
             for key, names in self.groups
         }
 
     def unstack(self, stacks: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return each parameter's part of the stacks, as views.
-
-        Parameters
-        ----------
-        stacks : mapping of str to Tensor
-            What `stack` returned, or tensors of the same shapes.
-
-        Returns
-        -------
-        dict of str to Tensor
-            Tensors in the parameters' own shapes, sharing the stacks' memory.
-        """
+        """Each parameter's part of the stacks in its own shape, as views."""
         named = {
             name: stacks[key][position].view(self.shapes[name])
             for key, names in self.groups

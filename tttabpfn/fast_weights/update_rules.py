@@ -14,17 +14,15 @@ import torch
 from torch import Tensor
 
 from tttabpfn.fast_weights import operations
-from tttabpfn.fast_weights.reference.newton_schulz import coefficients, compute_dtype, newton_schulz
-from tttabpfn.fast_weights.reference.step import restore_row_norms, row_norms
+from tttabpfn.fast_weights.reference.newton_schulz import coefficients, compute_dtype
+from tttabpfn.fast_weights.reference.step import row_norms
 
 __all__ = [
     "RULES",
     "SCALES",
     "State",
     "init_state",
-    "newton_schulz",
-    "restore_row_norms",
-    "row_norms",
+    "orthogonal_factors",
     "update",
 ]
 
@@ -105,7 +103,7 @@ def update(
     initial_norms: Mapping[str, Tensor] | None = None,
     norm_eps: float = 1e-8,
     backend: str = "auto",
-    orthogonal: dict[str, Tensor] | None = None,
+    orthogonal: Mapping[str, Tensor] | None = None,
 ) -> tuple[dict[str, Tensor], State]:
     r"""One update of all fast weights; returns new weights and state and edits nothing.
 
@@ -150,7 +148,7 @@ def update(
     newton_schulz : {"schedule", "fixed"}, default="schedule"
     newton_schulz_steps : int, default=5
     newton_schulz_dtype : {"float32", "bfloat16"}, default="float32"
-        See `newton_schulz` in this module.
+        See `tttabpfn.fast_weights.reference.newton_schulz`.
     scale : {"lact", "match_rms", "relative"}, default="lact"
         The factor :math:`c` of muon. "lact": 1, the orthogonal factor as it is. "match_rms":
         :math:`0.2 \sqrt{\max(D_{out}, D_{in})}`, so that an AdamW-sized step size carries over (Liu et al. 2025, arXiv
@@ -165,8 +163,8 @@ def update(
     backend : {"auto", "torch", "triton"}, default="auto"
         Who runs the leaf operations. "triton" runs or raises.
     orthogonal : dict of Tensor, optional
-        Muon's orthogonal factors: an empty dict takes them, a filled one is used in place of the iteration. For updates
-        from one gradient and state by several step sizes.
+        Muon's orthogonal factors of these gradients and this state, from `orthogonal_factors`, used in place of the
+        iteration: for updates from one gradient and state by several step sizes.
 
     Returns
     -------
@@ -206,13 +204,12 @@ def update(
     first, second = dict(state.first), dict(state.second)
     directions: dict[str, Tensor] = dict(gradients)
     if rule == "muon":
-        matrices = {name: value for name, value in gradients.items() if value.dim() == 3}
-        for name, value in matrices.items():
-            first[name] = matrices[name] = value + _per_entry(momentum, value, "momentum") * first[name]
-        found = orthogonal or _orthogonalise(matrices, newton_schulz, newton_schulz_steps, newton_schulz_dtype, backend)
-        if orthogonal is not None:
-            orthogonal.update(found)
-        directions |= {name: _scaled(value, weights[name], scale) for name, value in found.items()}
+        running = _running(gradients, state, momentum)
+        first |= running
+        if orthogonal is None:
+            iteration = newton_schulz, newton_schulz_steps, newton_schulz_dtype
+            orthogonal = _orthogonalise(running, *iteration, backend)
+        directions |= {name: _scaled(value, weights[name], scale) for name, value in orthogonal.items()}
 
     new_weights = dict(weights)
     for name, direction in directions.items():
@@ -232,6 +229,30 @@ def update(
         if buffer is not None:
             first[name] = buffer
     return new_weights, State(count, first, second)
+
+
+def orthogonal_factors(
+    gradients: Mapping[str, Tensor],
+    state: State,
+    *,
+    momentum: float | Tensor = 0.9,
+    newton_schulz: str = "schedule",
+    newton_schulz_steps: int = 5,
+    newton_schulz_dtype: str = "float32",
+    backend: str = "auto",
+) -> dict[str, Tensor]:
+    """Muon's orthogonal factors, of matrices alone, of these gradients and this state; parameters as in `update`."""
+    running = _running(gradients, state, momentum)
+    return _orthogonalise(running, newton_schulz, newton_schulz_steps, newton_schulz_dtype, backend)
+
+
+def _running(gradients: Mapping[str, Tensor], state: State, momentum: float | Tensor) -> dict[str, Tensor]:
+    """Running gradients of the matrices, after these."""
+    return {
+        name: value + _per_entry(momentum, value, "momentum") * state.first[name]
+        for name, value in gradients.items()
+        if value.dim() == 3
+    }
 
 
 def _step(

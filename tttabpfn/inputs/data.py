@@ -158,20 +158,7 @@ def check_class_counts(
 
 
 def check_feature_count(n_features: int, max_features: int | None) -> None:
-    """Check that the base takes the table's columns.
-
-    Parameters
-    ----------
-    n_features : int
-        Columns of X.
-    max_features : int or None
-        What the base takes, where known.
-
-    Raises
-    ------
-    ValueError
-        If there are too many.
-    """
+    """Raise a ValueError if the base does not take that many columns; None: it is not known what it takes."""
     if max_features is not None and n_features > max_features:
         raise ValueError(
             f"X has {n_features} features, but the base model takes at most {max_features}; drop some, or set "

@@ -6,27 +6,16 @@ import torch
 from torch import Tensor
 
 from tttabpfn.fast_weights import update_rules
-from tttabpfn.fast_weights.chunked import Chunk, accumulate, run_chunks
-from tttabpfn.memory.rows import MemoryRows, Observer, residuals
+from tttabpfn.memory.rows import MemoryRows, Observer, residuals, write_in_full_chunks
 
 BIAS_PENALTY = 0.01
 """Share of the L2 penalty that falls on the constant key's column."""
 
 
 def read_linear(weight: Tensor, keys: Tensor) -> Tensor:
-    """What linear memories read.
+    """What S linear memories for each of M members read, of shape (S, M, Q, K); to be added to the scaled logits.
 
-    Parameters
-    ----------
-    weight : Tensor of shape (S * M, K, E)
-        S memories for each member, member by member within each.
-    keys : Tensor of shape (M, Q, E)
-        Keys.
-
-    Returns
-    -------
-    Tensor of shape (S, M, Q, K)
-        To be added to the scaled logits.
+    `weight` has the shape (S * M, K, E), member by member within each memory, `keys` (M, Q, E).
     """
     n_members, n_rows, width = keys.shape
     stack, n_classes = weight.shape[0] // n_members, weight.shape[1]
@@ -106,36 +95,28 @@ def write_linear(
     preconditioner = _preconditioner(rows, penalties)
     stack, width = preconditioner.shape[0], rows.keys.shape[2]
     weights = {"w": rows.keys.new_zeros(stack, rows.n_classes, width)}
-    micro_batch = rows.micro_batch(stack, 3 * rows.n_classes)
-    losses: list[float] = []
 
-    def gradient(chunk: Chunk, now: dict[str, Tensor]) -> dict[str, Tensor]:
-        def of_slice(start: int, end: int) -> dict[str, Tensor]:
-            loss, part = linear_loss_gradient(now["w"], rows, penalties, start, end)
-            return {"w": part, "loss": loss.mean()}
-
-        total = accumulate(of_slice, chunk.start, chunk.end, micro_batch).total
-        losses.append(float(total["loss"]))
-        return {"w": total["w"] @ preconditioner}
+    def loss_gradients(now: dict[str, Tensor], start: int, end: int) -> tuple[Tensor, dict[str, Tensor]]:
+        loss, gradient = linear_loss_gradient(now["w"], rows, penalties, start, end)
+        return loss, {"w": gradient}
 
     def update(
-        chunk: Chunk, now: dict[str, Tensor], gradients: dict[str, Tensor], state: update_rules.State
+        now: dict[str, Tensor], gradients: dict[str, Tensor], state: update_rules.State
     ) -> tuple[dict[str, Tensor], update_rules.State]:
-        return update_rules.update("momentum", now, gradients, state, 1.0, momentum=momentum, backend=backend)
+        step = {"w": gradients["w"] @ preconditioner}
+        return update_rules.update("momentum", now, step, state, 1.0, momentum=momentum, backend=backend)
 
-    def observe(chunk: Chunk, now: dict[str, Tensor], state: update_rules.State) -> None:
-        if observer is not None:
-            observer(int(state.step), now)
-
-    run = run_chunks(
-        [Chunk(0, rows.n_rows, apply=False)] * n_steps,
+    written, losses = write_in_full_chunks(
+        rows,
         weights,
         update_rules.init_state("momentum", weights),
-        gradient=gradient,
-        update=update,
-        observer=observe,
+        n_steps,
+        rows.micro_batch(stack, 3 * rows.n_classes),
+        loss_gradients,
+        update,
+        observer,
     )
-    return run.weights["w"], losses
+    return written["w"], losses
 
 
 def _column_penalties(penalties: Tensor, rows: MemoryRows) -> Tensor:

@@ -12,6 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tttabpfn.fast_weights.chunked import Chunk, accumulate, run_chunks
+from tttabpfn.fast_weights.update_rules import State
+
 STACK_BYTES = 64 * 1024**2
 """Bytes of what a stack of memories reads from one slice of rows."""
 _MIN_SPREAD = 1e-6
@@ -137,3 +140,64 @@ def residuals(logits: Tensor, rows: MemoryRows, start: int, end: int) -> tuple[T
     derivative = log_p.exp()
     derivative.scatter_add_(-1, target, torch.full_like(chosen, -1.0))
     return -(chosen * share).sum(dim=(-1, -2)), derivative * share
+
+
+def write_in_full_chunks(
+    rows: MemoryRows,
+    weights: dict[str, Tensor],
+    state: State,
+    n_steps: int,
+    micro_batch: int,
+    loss_gradients: Callable[[dict[str, Tensor], int, int], tuple[Tensor, dict[str, Tensor]]],
+    update: Callable[[dict[str, Tensor], dict[str, Tensor], State], tuple[dict[str, Tensor], State]],
+    observer: Observer | None = None,
+) -> tuple[dict[str, Tensor], list[float]]:
+    """Write a stack of memories: every update sees all rows, as one large chunk.
+
+    Parameters
+    ----------
+    rows : MemoryRows
+    weights : dict of Tensor
+        Starting weights.
+    state : State
+        The update rule's.
+    n_steps : int
+        Updates.
+    micro_batch : int
+        Rows per slice; it changes the peak of memory alone.
+    loss_gradients : callable
+        ``loss_gradients(weights, start, end)`` returns a slice's share of the loss (C, F, M) and of its gradients.
+    update : callable
+        ``update(weights, gradients, state)`` returns new weights and state.
+    observer : callable, optional
+
+    Returns
+    -------
+    weights : dict of Tensor
+    losses : list of float
+        Mean loss over the stack before each update.
+    """
+    losses: list[float] = []
+
+    def gradient(chunk: Chunk, now: dict[str, Tensor]) -> dict[str, Tensor]:
+        def of_slice(start: int, end: int) -> dict[str, Tensor]:
+            loss, parts = loss_gradients(now, start, end)
+            return {**parts, "loss": loss.mean()}
+
+        total = dict(accumulate(of_slice, chunk.start, chunk.end, micro_batch).total)
+        losses.append(float(total.pop("loss")))
+        return total
+
+    def observe(chunk: Chunk, now: dict[str, Tensor], state: State) -> None:
+        if observer is not None:
+            observer(int(state.step), now)
+
+    run = run_chunks(
+        [Chunk(0, rows.n_rows, apply=False)] * n_steps,
+        weights,
+        state,
+        gradient=gradient,
+        update=lambda chunk, now, gradients, state: update(now, gradients, state),
+        observer=observe,
+    )
+    return run.weights, losses

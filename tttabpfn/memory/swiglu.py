@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from tttabpfn.fast_weights import operations, update_rules
-from tttabpfn.fast_weights.chunked import Chunk, accumulate, run_chunks
-from tttabpfn.memory.rows import MemoryRows, Observer, residuals
+from tttabpfn.fast_weights.reference.step import restore_row_norms, row_norms
+from tttabpfn.memory.rows import MemoryRows, Observer, residuals, write_in_full_chunks
 
 FINAL_SHARE = 1 / 3
 """Share of the step size left at the last step; a line leads there."""
@@ -47,20 +47,7 @@ def start_swiglu(rows: MemoryRows, n_memories: int, hidden: int, seed: int) -> W
 
 
 def read_swiglu(weights: Weights, keys: Tensor, *, backend: str = "auto") -> Tensor:
-    """What SwiGLU memories read.
-
-    Parameters
-    ----------
-    weights : dict of Tensor
-        w0, w1, w2 of S * M memories.
-    keys : Tensor of shape (M, Q, E)
-    backend : {"auto", "torch", "triton"}, default="auto"
-
-    Returns
-    -------
-    Tensor of shape (S, M, Q, K)
-        To be added to the scaled logits.
-    """
+    """What S SwiGLU memories for each of M members read at keys (M, Q, E), of shape (S, M, Q, K)."""
     stack = weights["w0"].shape[0] // keys.shape[0]
     read = operations.swiglu_apply(
         weights["w0"], weights["w1"], weights["w2"], keys.repeat(stack, 1, 1), backend=backend
@@ -144,41 +131,25 @@ def write_swiglu(
         Mean loss over the stack before each step.
     """
     weights = start_swiglu(rows, len(step_sizes) * rows.n_folds, hidden, seed)
-    norms = {name: update_rules.row_norms(weights[name]) for name in INPUT_WEIGHTS}
+    norms = {name: row_norms(weights[name]) for name in INPUT_WEIGHTS}
     sizes = step_sizes.to(rows.keys).repeat_interleave(rows.n_folds * rows.n_members)
-    micro_batch = rows.micro_batch(len(sizes), rows.keys.shape[2] + 4 * hidden)
-    losses: list[float] = []
 
-    def gradient(chunk: Chunk, now: Weights) -> Weights:
-        def of_slice(start: int, end: int) -> Weights:
-            loss, parts = swiglu_loss_gradients(now, rows, start, end, backend=backend)
-            return {**parts, "loss": loss.mean()}
-
-        total = dict(accumulate(of_slice, chunk.start, chunk.end, micro_batch).total)
-        losses.append(float(total.pop("loss")))
-        return total
-
-    def update(
-        chunk: Chunk, now: Weights, gradients: Weights, state: update_rules.State
-    ) -> tuple[Weights, update_rules.State]:
+    def update(now: Weights, gradients: Weights, state: update_rules.State) -> tuple[Weights, update_rules.State]:
         factor = 1 - (1 - FINAL_SHARE) * int(state.step) / max(1, n_steps - 1)
         new, state = update_rules.update(
             rule, now, gradients, state, sizes * factor, scale="match_rms", backend=backend
         )
         if restore:
-            new |= {name: update_rules.restore_row_norms(new[name], norms[name]) for name in INPUT_WEIGHTS}
+            new |= {name: restore_row_norms(new[name], norms[name]) for name in INPUT_WEIGHTS}
         return new, state
 
-    def observe(chunk: Chunk, now: Weights, state: update_rules.State) -> None:
-        if observer is not None:
-            observer(int(state.step), now)
-
-    run = run_chunks(
-        [Chunk(0, rows.n_rows, apply=False)] * (n_steps if until is None else until),
+    return write_in_full_chunks(
+        rows,
         weights,
         update_rules.init_state(rule, weights),
-        gradient=gradient,
-        update=update,
-        observer=observe,
+        n_steps if until is None else until,
+        rows.micro_batch(len(sizes), rows.keys.shape[2] + 4 * hidden),
+        lambda now, start, end: swiglu_loss_gradients(now, rows, start, end, backend=backend),
+        update,
+        observer,
     )
-    return run.weights, losses

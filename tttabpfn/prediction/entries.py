@@ -108,18 +108,8 @@ class Keys:
     def predictor(self, entry: CacheEntry, settings: Settings) -> str:
         """Key of what predicts after an adaptation: candidates of a search that end in the same model share it.
 
-        Parameters
-        ----------
-        entry : CacheEntry
-            The adaptation.
-        settings : Settings
-            What was asked for.
-
-        Returns
-        -------
-        str
-            The session's key if the frozen model predicts, whatever step size was refused; one without the step size
-            if just a memory was accepted that does not depend on it; else the entry's own.
+        The session's key if the frozen model predicts, whatever step size was refused; one without the step size if
+        just a memory was accepted that does not depend on it; else the entry's own.
         """
         if settings.is_frozen or adapted_by_gradient(entry.tensors):
             return self.adaptation
@@ -129,40 +119,12 @@ class Keys:
 
 
 def to_entry(adaptation: Adaptation, creator: str) -> CacheEntry:
-    """Turn an adaptation into what the cache keeps.
-
-    Parameters
-    ----------
-    adaptation : Adaptation
-        Fast weights and report.
-    creator : str
-        Token of the fit that caused it, to tell hits from misses.
-
-    Returns
-    -------
-    CacheEntry
-        With a JSON-ready header.
-    """
+    """What the cache keeps of an adaptation; the creator's token tells hits from misses."""
     return CacheEntry(adaptation.tensors, {"report": adaptation.report.to_dict(), "creator": creator})
 
 
 def frozen_entry(settings: Settings, context_size: int, n_demonstrations: int, creator: str) -> CacheEntry:
-    """Entry of an estimator that was told not to adapt.
-
-    Parameters
-    ----------
-    settings : Settings
-        With no steps, or steps of size 0.
-    context_size, n_demonstrations : int
-        Rows.
-    creator : str
-        Token of the fit.
-
-    Returns
-    -------
-    CacheEntry
-        Without tensors.
-    """
+    """Entry of an estimator that was told not to adapt: zero steps, or steps of size zero."""
     reason = "n_steps is 0" if settings.n_steps == 0 else "step_size is 0"
     report = AdaptationReport(
         adaptation="none",
@@ -176,19 +138,6 @@ def frozen_entry(settings: Settings, context_size: int, n_demonstrations: int, c
 
 
 def report_of(entry: CacheEntry, reader: str) -> AdaptationReport:
-    """Report of an entry as one reader sees it.
-
-    Parameters
-    ----------
-    entry : CacheEntry
-        From the cache.
-    reader : str
-        Token of the fit, or of the unpickled copy, that asks; it met a hit if another one made the entry.
-
-    Returns
-    -------
-    AdaptationReport
-        With `cache_hit` set.
-    """
+    """An entry's report as one reader (fit or unpickled copy) sees it: it met a hit if another one made the entry."""
     report = AdaptationReport.from_dict(entry.header["report"])
     return replace(report, cache_hit=entry.header["creator"] != reader)

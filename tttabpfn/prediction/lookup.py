@@ -168,20 +168,7 @@ class Lookup:
 
 @contextmanager
 def progress_bar(verbose: int, total: int) -> Iterator[Callable[[str, int, int], None] | None]:
-    """Show a bar on standard error while adapting.
-
-    Parameters
-    ----------
-    verbose : int
-        0 shows nothing and yields None.
-    total : int
-        Number of steps.
-
-    Yields
-    ------
-    callable or None
-        ``tell(what, done, total)``.
-    """
+    """Show a bar on standard error while adapting; yields ``tell(what, done, total)``, or None if `verbose` is 0."""
     if not verbose:
         yield None
         return

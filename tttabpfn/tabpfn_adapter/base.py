@@ -54,18 +54,7 @@ class Base:
 
 
 def loaded_base(estimator: TabPFNClassifier) -> Base | None:
-    """Return an estimator's base if it is in this process already; loads nothing.
-
-    Parameters
-    ----------
-    estimator : TabPFNClassifier
-        Unfitted.
-
-    Returns
-    -------
-    Base or None
-        As `load_base` would return it.
-    """
+    """An estimator's base if it is in this process already; loads nothing."""
     identity = _base_identity(estimator)
     with _bases_lock:
         return None if identity is None else _bases.get(identity)

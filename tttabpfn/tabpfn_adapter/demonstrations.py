@@ -66,18 +66,7 @@ class Demonstrations:
         return len(self.members)
 
     def of_members(self, members: Sequence[int]) -> Demonstrations:
-        """The views of some members.
-
-        Parameters
-        ----------
-        members : sequence of int
-            Positions.
-
-        Returns
-        -------
-        Demonstrations
-            It shares the rows.
-        """
+        """The views of some members, by position; the rows are shared."""
         return dataclasses.replace(self, members=tuple(self.members[position] for position in members))
 
     @property
@@ -223,19 +212,9 @@ def member_logits(
 
 
 def keep_row_embeddings(models: Sequence[nn.Module], demonstrations: Demonstrations) -> RowEmbeddings | None:
-    """Make a place for the row embeddings of demonstrations.
+    """An empty place for the row embeddings of demonstrations.
 
-    Parameters
-    ----------
-    models : sequence of Module
-        The base's networks.
-    demonstrations : Demonstrations
-        Rows of all members.
-
-    Returns
-    -------
-    RowEmbeddings or None
-        Empty; None if the networks have no separate row stage, or run it under autocast where they predict.
+    None if the networks have no separate row stage, or run it under autocast where they predict.
     """
     if demonstrations.autocast or not all(has_row_stage(model) for model in models):
         return None

@@ -20,13 +20,7 @@ from tttabpfn import checkpoints
 
 
 def default_estimator() -> TabPFNClassifier:
-    """Return the `TabPFNClassifier` that is adapted when the user gives none: the bundled checkpoint, offline.
-
-    Returns
-    -------
-    TabPFNClassifier
-        Unfitted.
-    """
+    """The unfitted classifier that is adapted when the user gives none: on the bundled checkpoint, offline."""
     path = str(checkpoints.bundled_model_path())
     return TabPFNClassifier(model_path=path, inference_config={"TRANSFORM_DATES": True})
 
@@ -119,19 +113,9 @@ def is_bundled(estimator: TabPFNClassifier) -> bool:
 
 
 def max_context_rows(estimator: TabPFNClassifier, declared: dict[str, Any]) -> int | None:
-    """Most context rows that the wrapped estimator takes without being told to ignore its limits.
+    """Context rows that the wrapped estimator takes at most unless told to ignore its limits; None: not known yet.
 
-    Parameters
-    ----------
-    estimator : TabPFNClassifier
-        Unfitted.
-    declared : dict
-        What `declared_limits` returned.
-
-    Returns
-    -------
-    int or None
-        None where it is not known before the weights load.
+    `declared` is what `declared_limits` returned.
     """
     if estimator.ignore_pretraining_limits:
         return None
@@ -152,38 +136,17 @@ def _cpu_limits(estimator: TabPFNClassifier, declared: dict[str, Any]) -> list[i
 
 
 def max_features(estimator: TabPFNClassifier, declared: dict[str, Any]) -> int | None:
-    """Most columns that the wrapped estimator takes without being told to ignore its limits.
+    """Columns that the wrapped estimator takes at most unless told to ignore its limits; None: not known yet.
 
-    Parameters
-    ----------
-    estimator : TabPFNClassifier
-        Unfitted.
-    declared : dict
-        What `declared_limits` returned.
-
-    Returns
-    -------
-    int or None
-        None where it is not known before the weights load. Dates and texts may become several columns each, which only
-        TabPFN can count.
+    `declared` is what `declared_limits` returned. Dates and texts may become several columns each, which only TabPFN
+    can count.
     """
     limit = declared.get("MAX_NUMBER_OF_FEATURES")
     return None if limit is None or estimator.ignore_pretraining_limits else int(limit)
 
 
 def check_estimator_settings(estimator: TabPFNClassifier) -> None:
-    """Refuse settings of the wrapped estimator that adaptation cannot honour.
-
-    Parameters
-    ----------
-    estimator : TabPFNClassifier
-        Unfitted.
-
-    Raises
-    ------
-    ValueError
-        Names the setting, what is allowed and what came.
-    """
+    """Raise a ValueError for settings of the wrapped estimator that adaptation cannot honour."""
     if estimator.fit_mode == "batched":
         raise ValueError(
             'estimator.fit_mode must be "fit_preprocessors", "low_memory" or "fit_with_cache", got "batched".'
@@ -193,19 +156,9 @@ def check_estimator_settings(estimator: TabPFNClassifier) -> None:
 
 
 def with_settled_seed(estimator: TabPFNClassifier, fallback: int) -> TabPFNClassifier:
-    """Return a clone whose `random_state` is an int, so that preparing, scoring and predicting draw the same ensemble.
+    """A clone whose `random_state` is an int, so that preparing, scoring and predicting draw the same ensemble.
 
-    Parameters
-    ----------
-    estimator : TabPFNClassifier
-        Unfitted; not changed.
-    fallback : int
-        Seed where the estimator's is None.
-
-    Returns
-    -------
-    TabPFNClassifier
-        For a random generator: with the seed that its own `fit` would draw.
+    `fallback` stands in for None; a random generator gives the seed that the estimator's own `fit` would draw.
     """
     settled = clone(estimator)
     if settled.random_state is None:

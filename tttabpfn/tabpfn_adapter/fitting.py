@@ -78,18 +78,8 @@ def cached_kv_precision(estimator: TabPFNClassifier) -> str:
 
 
 def can_be_refitted(fitted: TabPFNClassifier) -> bool:
-    """Whether nothing that a fit found depends on the networks, so that other ones may take its preprocessing over.
-
-    Parameters
-    ----------
-    fitted : TabPFNClassifier
-        Fitted with ``fit_mode="fit_preprocessors"``.
-
-    Returns
-    -------
-    bool
-        False with a `tuning_config`: temperature and thresholds are tuned on the networks' own predictions.
-    """
+    """Whether nothing that a fit found depends on the networks, so that other ones may take its preprocessing over."""
+    # With a `tuning_config`, temperature and thresholds are tuned on the networks' own predictions.
     return fitted.tuning_config is None
 
 
@@ -172,20 +162,7 @@ def members_to_adapt(fitted: TabPFNClassifier, max_members: int) -> list[int]:
 
 
 def with_members(fitted: TabPFNClassifier, members: Sequence[int]) -> TabPFNClassifier:
-    """A fitted classifier that has some members of another one.
-
-    Parameters
-    ----------
-    fitted : TabPFNClassifier
-        Fitted with ``fit_mode="fit_preprocessors"``; not changed.
-    members : sequence of int
-        Positions of the members to have.
-
-    Returns
-    -------
-    TabPFNClassifier
-        It shares the fitted preprocessing and the networks.
-    """
+    """A classifier with some members of a fitted one, by position; it shares preprocessing and networks."""
     twin = copy.copy(fitted)
     twin.n_estimators_ = len(members)
     twin.executor_ = copy.copy(fitted.executor_)

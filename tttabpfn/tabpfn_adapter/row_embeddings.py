@@ -27,7 +27,7 @@ class _RowsAreKnown(Exception):
 
 
 @dataclass(frozen=True)
-class _Embedded:
+class _KeptRows:
     """One member's rows given one context: `rows[position[row]]` embeds demonstration `row`; position -1: not there."""
 
     rows: Tensor
@@ -65,7 +65,7 @@ class RowEmbeddings:
         self._n_rows = n_rows
         self._prepare = prepare
         self._max_bytes = max_bytes
-        self._kept: OrderedDict[tuple[int, bytes], _Embedded] = OrderedDict()
+        self._kept: OrderedDict[tuple[int, bytes], _KeptRows] = OrderedDict()
         self._expected: dict[bytes, Tensor] = {}
 
     def expect(self, context: Tensor, query: Tensor) -> None:
@@ -117,7 +117,7 @@ class RowEmbeddings:
             self._kept.popitem(last=False)
         return kept.rows[:, kept.position[rows]]
 
-    def _embed_with(self, member: int, context: Tensor, query: Tensor | None) -> _Embedded:
+    def _embed_with(self, member: int, context: Tensor, query: Tensor | None) -> _KeptRows:
         """All expected rows (None: all there are) at once: a row's bits do not depend on which are asked for first."""
         outside = torch.full((self._n_rows,), query is None, device=context.device)
         if query is not None:
@@ -126,7 +126,7 @@ class RowEmbeddings:
         rows = torch.cat([context, torch.nonzero(outside).flatten()])
         position = torch.full((self._n_rows,), -1, device=rows.device)
         position[rows] = torch.arange(len(rows), device=rows.device)
-        return _Embedded(self._embed(member, rows, len(context)), position)
+        return _KeptRows(self._embed(member, rows, len(context)), position)
 
     @torch.no_grad()
     def _embed(self, member: int, rows: Tensor, n_context: int) -> Tensor:
@@ -167,15 +167,7 @@ def _row_stage(model: nn.Module) -> list[tuple[str, int]]:
 
 @contextmanager
 def given_rows(model: nn.Module, embeddings: Tensor) -> Iterator[None]:
-    """Let a private network start from row embeddings.
-
-    Parameters
-    ----------
-    model : Module
-        A private copy: its row stage is replaced meanwhile.
-    embeddings : Tensor of shape (B, R, C, E)
-        What its row stage would return; the network writes to it.
-    """
+    """Let a private network start from row embeddings (B, R, C, E), which it writes to, in place of its row stage."""
     with _replaced(model, lambda *args, **kwargs: (embeddings, None, {})):
         yield
 
