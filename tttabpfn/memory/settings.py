@@ -67,10 +67,9 @@ class MemoryRecipe:
     families: tuple[Family, ...] = (
         Family("linear", "columns", "shares", (1e-3, 5e-3, 0.02, 0.1)),
         Family("trees", "columns", "model", (0.25, 1.0)),
-        Family("trees", "columns", "shares", (0.25, 1.0)),
-        Family("swiglu", "both", "model", (0.5, 1.0)),
-        Family("swiglu", "embedding", "model", (0.5,)),
         Family("linear", "both", "model", (0.01,)),
+        Family("linear", "embedding", "model", (0.01,)),
+        Family("swiglu", "both", "model", (0.5, 1.0)),
     )
     momentum: float = 0.7
     hidden: int = 32
@@ -81,7 +80,7 @@ class MemoryRecipe:
     max_rows: int = 20_000
     rows_per_pass: int = 4096
     model_share: float = 0.5
-    prior_rows: float = 2.0
+    prior_rows: float = 1.0
     min_share: float = 0.02
     min_trust: float = 0.2
 
