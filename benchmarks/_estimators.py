@@ -14,10 +14,9 @@ import torch
 from _common import Table, summary
 from _models import make, score
 from _running import digest
-from sklearn.compose import ColumnTransformer
 from sklearn.model_selection import train_test_split
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import OrdinalEncoder
+from sklearn.preprocessing import FunctionTransformer
 
 from tttabpfn import FastWeightCache, TTTTabPFNClassifier
 from tttabpfn.adaptation import settings as adaptation_settings
@@ -96,10 +95,15 @@ def classical(name: str, data: Data, threads: int) -> Any:
     categorical = [
         c for c in data.table.X.columns if c in set(data.table.info["categorical"]) or data.table.X[c].dtype == object
     ]
-    codes = OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=-1)
-    columns = ColumnTransformer([("categorical", codes, categorical)], remainder="passthrough")
-    booster = CatBoostClassifier(random_seed=data.seed, thread_count=threads, verbose=0, allow_writing_files=False)
-    return make_pipeline(columns, booster)
+    booster = CatBoostClassifier(
+        random_seed=data.seed, thread_count=threads, verbose=0, allow_writing_files=False, cat_features=categorical
+    )
+    # CatBoost reads categories itself, but wants them as text.
+    return make_pipeline(FunctionTransformer(_as_text, kw_args={"columns": categorical}), booster)
+
+
+def _as_text(X: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
+    return X.assign(**{column: X[column].astype(object).fillna("missing").astype(str) for column in columns})
 
 
 def ttt_digest(n_steps: int | None = None) -> str:

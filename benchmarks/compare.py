@@ -1,6 +1,8 @@
 """Frozen TabPFN and test-time training side by side: all rows as context and one fifth of them.
 
-Logistic regression and LightGBM with their defaults, on all training rows, stand beside them. Stratified 50/50 splits;
+CatBoost, LightGBM and logistic regression with their defaults, on all training rows, stand beside them. Tables whose
+source in the index holds `--group` are one group, on which choices may have been made; the others are the second.
+Means are given for each and for all, with bootstrap intervals over tables, and so are wins. Stratified 50/50 splits;
 every TabPFN of a table and seed has the same base weights, the same rows and, at one fifth, the same context. Tables
 above `--max-rows` are sampled once; tables with more classes than the base takes are left out and listed. A row holds
 scores on the test half, seconds, and the guard's decision.
@@ -28,7 +30,7 @@ from _estimators import (
 from _models import make
 from _running import Run, add_options, base_checkpoint, digest, file_digest, run_settings, use_threads
 
-CLASSICAL = ("logistic_regression", "lightgbm")
+CLASSICAL = ("logistic_regression", "lightgbm", "catboost")
 MODELS = ("frozen_full", "ttt_full", "frozen_fifth", "ttt_fifth", *CLASSICAL)
 METRICS = ("accuracy", "log_loss", "roc_auc_ovo", "calibration_error", "seconds", "later_seconds")
 FIFTH = 0.2
@@ -57,8 +59,21 @@ def measure(data: Data, model: str, options: Any, checkpoint: str) -> dict[str, 
     return {**row, "seconds": seconds, "later_seconds": later, **sizes}
 
 
-def aggregate(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Mean over seeds per table and model, mean over tables, TTT minus frozen, and the guard's decisions."""
+def _mean_of(values: list[float]) -> dict[str, float]:
+    """Mean over tables, and the interval that holds 95 % of the means of resampled tables."""
+    drawn = np.random.default_rng(0).choice(values, size=(2000, len(values))).mean(axis=1)
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return {"mean": float(np.mean(values)), "low": float(low), "high": float(high)}
+
+
+def _wins(means: dict[str, Any], tables: list[str], ours: str, rival: str) -> dict[str, Any]:
+    """Share of tables with a lower log loss than the rival's, and the mean difference."""
+    gaps = [means[table][ours]["log_loss"] - means[table][rival]["log_loss"] for table in tables]
+    return {"share": float(np.mean(np.array(gaps) < 0)), "difference": _mean_of(gaps)}
+
+
+def aggregate(rows: list[dict[str, Any]], sources: dict[str, str], group: str) -> dict[str, Any]:
+    """Mean over seeds per table and model, means and wins over tables by group, and the guard's decisions."""
     cells: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for row in rows:
         cells.setdefault(row["table"], {}).setdefault(row["model"], []).append(row)
@@ -69,8 +84,22 @@ def aggregate(rows: list[dict[str, Any]]) -> dict[str, Any]:
         }
         for table, models in complete.items()
     }
-    overall = {
-        model: {m: float(np.mean([table[model][m] for table in means.values()])) for m in METRICS} for model in MODELS
+    groups = {"all": list(means)}
+    for table in means:
+        groups.setdefault("first" if group in str(sources[table]) else "second", []).append(table)
+    found_in = {
+        name: {
+            "tables": len(members),
+            "means": {
+                model: {m: _mean_of([means[table][model][m] for table in members]) for m in METRICS} for model in MODELS
+            },
+            "wins": {
+                f"{side} over {rival}": _wins(means, members, f"ttt_{side}", rival)
+                for side in ("full", "fifth")
+                for rival in ("catboost", "lightgbm", "logistic_regression", f"frozen_{side}")
+            },
+        }
+        for name, members in sorted(groups.items())
     }
     sides = {}
     for side in ("full", "fifth"):
@@ -105,7 +134,7 @@ def aggregate(rows: list[dict[str, Any]]) -> dict[str, Any]:
         table: {model: summary([row["log_loss"] for row in found]) for model, found in models.items()}
         for table, models in complete.items()
     }
-    return {"overall": overall, "ttt_minus_frozen": sides, "per_table": means, "log_loss_spread": spread}
+    return {"groups": found_in, "ttt_minus_frozen": sides, "per_table": means, "log_loss_spread": spread}
 
 
 def draw(result: dict[str, Any], path: str) -> None:
@@ -131,9 +160,16 @@ def draw(result: dict[str, Any], path: str) -> None:
 
 def show(result: dict[str, Any]) -> None:
     """Print the means and the guard's record."""
-    for model in MODELS:
-        values = result["overall"][model]
-        print(f"{model:14s}" + "  ".join(f"{metric} {values[metric]:.4f}" for metric in METRICS))
+    for name, group in result["groups"].items():
+        print(f"{name}: {group['tables']} tables")
+        for model in MODELS:
+            values = group["means"][model]
+            print(f"  {model:20s}" + "  ".join(f"{metric} {values[metric]['mean']:.4f}" for metric in METRICS))
+        for rivals, wins in group["wins"].items():
+            gap = wins["difference"]
+            print(
+                f"  {rivals}: {wins['share']:.0%} of tables, {gap['mean']:+.4f} [{gap['low']:+.4f}, {gap['high']:+.4f}]"
+            )
     for side, found in result["ttt_minus_frozen"].items():
         print(
             f"{side}: accepted {found['accepted']} of {found['decisions']}; worst {found['worst_table']} "
@@ -146,6 +182,7 @@ def main() -> None:
     """Run the comparison and write it."""
     arguments = parser(__doc__ or "", plot=True)
     add_options(arguments)
+    arguments.add_argument("--group", default="CC18", help="text in the source of the first group's tables")
     options = arguments.parse_args()
     use_threads(options)
     checkpoint = base_checkpoint(options)
@@ -179,7 +216,8 @@ def main() -> None:
     run.measure(call)
     names = {(row["table"], row["model"]) for row in run.rows}
     if any(all((table, model) in names for model in MODELS) for table in tables):
-        result = aggregate(run.rows)
+        sources = {name: table.info["source"] for name, table in tables.items()}
+        result = aggregate(run.rows, sources, options.group)
         run.save(**result)
         show(result)
         if options.plot:
