@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from tttabpfn import tabpfn_adapter as adapter
-from tttabpfn.adaptation import Settings, path
+from tttabpfn.adaptation import path
 
-from .helpers import ATOL, key_of, plain_on_context
+from .helpers import ATOL, gradient_settings, key_of, plain_on_context
 
 
 # 5. Seen to fail: with the guard's losses scored by the first ensemble member alone.
@@ -102,7 +102,7 @@ def test_6_a_seed_means_the_same_bits(classifier, table):
 
 # 6. Seen to fail: with the budget taken from the memory that is free.
 def test_6_the_micro_batches_do_not_depend_on_free_memory(classifier, table, monkeypatch):
-    walker = classifier().fit(table[0], table[1])._lookup().session().path(Settings(chunk_size=100_000))
+    walker = classifier().fit(table[0], table[1])._lookup().session().path(gradient_settings(chunk_size=100_000))
     planned = []
     for free_pages in (2**10, 2**21, 2**28):
         monkeypatch.setattr(os, "sysconf", {"SC_AVPHYS_PAGES": free_pages, "SC_PAGE_SIZE": 4096}.__getitem__)
