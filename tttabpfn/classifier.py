@@ -29,10 +29,11 @@ CONTEXT_BRANCH, WRAPPED_BRANCH = 0, 20
 class TTTTabPFNClassifier(ClassifierMixin, BaseEstimator):
     """TabPFN that trains itself at test time on the demonstrations it is given.
 
-    `fit` checks and stores the demonstrations. The first prediction takes a few gradient steps on them (test-time
-    training): demonstrations are split into a context and queries, the queries' loss is minimised over a chosen part
-    of TabPFN's own weights, the fast weights, and the adapted model predicts with the context alone. The fast weights
-    are kept in a cache keyed by content, so that later calls, clones and other processes reuse them.
+    `fit` checks and stores the demonstrations. The first prediction adapts to them (test-time training). A memory is
+    written: small models of what TabPFN and the table's columns say of each row, mixed with TabPFN's own prediction.
+    Then a few gradient steps follow: demonstrations are split into a context and queries, the queries' loss is
+    minimised over a chosen part of TabPFN's own weights, and the adapted network joins the mixture if that pays. These
+    fast weights are kept in a cache keyed by content, so that later calls, clones and other processes reuse them.
 
     Parameters
     ----------
@@ -43,10 +44,11 @@ class TTTTabPFNClassifier(ClassifierMixin, BaseEstimator):
         Size of an update, 0 or more; its unit depends on the update rule. "auto" chooses it on held-back
         demonstrations. 0 switches adaptation off.
     n_steps : int, default=32
-        Gradient steps (updates) at most. The guard may keep fewer. 0 switches adaptation off.
+        Updates at most. The guard may keep fewer. 0 switches adaptation off.
     context_size : int, float or None, default=None
-        Rows kept as context at predict, class shares kept: None for all (as many as the base takes), an int for rows,
-        a float in (0, 1) for a share.
+        Rows kept as context at predict, class shares kept. None: all rows while that is cheap, else 1,000 to 3,000 of
+        them, fewer the more columns there are; an int: rows; a float in (0, 1): a share, but no fewer than 64 rows and
+        8 a class.
     chunk_size : int, default=512
         Query rows in one update at most: the large chunk. It changes the maths, never the peak of memory.
     update_rule : {"muon", "adamw", "momentum", "sgd"}, default="muon"
@@ -55,14 +57,15 @@ class TTTTabPFNClassifier(ClassifierMixin, BaseEstimator):
         Which parameters adapt. "in_context": the stage that compares rows; the one before it, which embeds each row
         (v3 and later), then runs once per context instead of once per step. A list holds glob patterns on names.
     guard : bool, default=True
-        Keep the frozen weights unless the adapted ones win on held-back demonstrations.
+        Keep the frozen model unless what was adapted wins on held-back demonstrations.
     adaptation : {"gradient", "memory", "both"}, default="both"
-        "gradient": TTT of TabPFN's own weights. "memory": a fast-weight memory on its row embeddings, written by
-        forward passes only. "both": the memory on top of the gradient steps.
-        A memory is written with all its rows as one chunk, whatever `chunk_size` is, in at most `n_steps` updates. Of
-        a linear and a SwiGLU memory (`update_rule` writes the latter) held-back rows choose one, its strength and a
-        gate. `step_size` is the SwiGLU memory's; the linear memory's preconditioned steps need none. With "both",
-        `step_size` is the gradient steps' alone.
+        "gradient": TTT of TabPFN's own weights. "memory": a mixture of TabPFN's prediction and of parts written on its
+        row embeddings and on the table's own columns: linear and SwiGLU weights (`update_rule` and `step_size` are
+        the latter's) and trees, each with all rows as one chunk, in `n_steps` updates at most (trees: three times as
+        many). Their shares are found on rows that each part has not seen. "both": the memory, then gradient steps,
+        whose network joins the mixture if that adds to it; `step_size` is theirs alone.
+    time_limit : float or None, default=None
+        Seconds after which the adaptation stops and keeps the best so far. What it keeps then depends on the clock.
     backend : {"auto", "torch", "triton"}, default="auto"
         Who runs the updates' leaf operations. "triton" runs or raises.
     cache : None, path or FastWeightCache, default=None
@@ -168,15 +171,14 @@ class TTTTabPFNClassifier(ClassifierMixin, BaseEstimator):
         )
         data.check_feature_count(rows.shape[1], adapter.max_features(wrapped, declared))
         max_rows = adapter.max_context_rows(wrapped, declared)
-        size = parameters.resolve_context_size(self.context_size, len(rows), len(classes), max_rows)
-        if self.context_size is None and size < len(rows):
+        size = parameters.resolve_context_size(self.context_size, len(rows), rows.shape[1], len(classes), max_rows)
+        if self.context_size is None and size.note:
             warnings.warn(
-                f"context_size=None keeps {size} of {len(rows)} rows as context, the most the base takes here; "
-                "the others are trained on. Set context_size to choose.",
+                f"{size.note}; memory and gradient steps read the others. Set context_size to choose.",
                 UserWarning,
                 stacklevel=2,
             )
-        context = stratified_rows(codes, np.arange(len(rows)), size, seeded(seed, CONTEXT_BRANCH))
+        context = stratified_rows(codes, np.arange(len(rows)), size.rows, seeded(seed, CONTEXT_BRANCH))
 
         rows, labels = rows.copy(), labels.copy()
         fallback = int(seeded(seed, WRAPPED_BRANCH).integers(2**31 - 1))
@@ -189,6 +191,7 @@ class TTTTabPFNClassifier(ClassifierMixin, BaseEstimator):
             context,
             data_print=fingerprint(rows, labels, context),
             token=uuid.uuid4().hex,
+            note=size.note,
         )
 
         # Everything that can fail lies above: a failed refit leaves the former fit whole.

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from tttabpfn.adaptation.deadline import Deadline
-from tttabpfn.adaptation.gradient import GradientAdaptation, GradientOutcome
+from tttabpfn.adaptation.gradient import BesideMemory, GradientAdaptation, GradientOutcome
 from tttabpfn.adaptation.guard import row_losses
 from tttabpfn.adaptation.memory import MemoryWriter
 from tttabpfn.adaptation.outcome import Adaptation, Progress, WrittenMemory, memory_tensors, share_tensors
@@ -49,11 +49,11 @@ def _adapt(session: Session, settings: Settings, progress: Progress | None, dead
     written = _frozen_memory(session, settings, deadline)
     if settings.adaptation == "memory":
         return _memory_alone(session, settings, written)
-    held_back, memory_losses = session.split.held_back, None
+    held_back, beside = session.split.held_back, None
     if written.memory is not None and len(held_back):
         given = session.scores.finished(written.probabilities_of(held_back))
-        memory_losses = row_losses(given, session.labels[held_back])
-    gradient = GradientAdaptation(session, settings, progress, deadline, memory_losses)
+        beside = BesideMemory(row_losses(given, session.labels[held_back]), float(written.memory.shares[0]))
+    gradient = GradientAdaptation(session, settings, progress, deadline, beside)
     outcome = gradient.run()
     return _both(session, written, outcome, gradient.train_on_held_back(outcome))
 

@@ -45,6 +45,22 @@ class GradientOutcome:
     share: float = 1.0
 
 
+@dataclass(frozen=True)
+class BesideMemory:
+    """What a memory has left to gain.
+
+    Parameters
+    ----------
+    losses : ndarray of shape (H,)
+        Log losses of the session's held-back rows under the memory's mixture.
+    model_share : float
+        Share of the frozen model in that mixture.
+    """
+
+    losses: NDArray[np.float64]
+    model_share: float
+
+
 class GradientAdaptation:
     """One run of the algorithm on a session's demonstrations.
 
@@ -58,8 +74,8 @@ class GradientAdaptation:
         Called as ``progress(what, done, total)``.
     deadline : Deadline
         Once it has passed, no further step is taken.
-    memory_losses : ndarray of shape (H,), optional
-        Log losses of the held-back rows under a memory's mixture, which the adapted network is to join.
+    beside : BesideMemory, optional
+        The memory that the adapted network is to join.
     """
 
     def __init__(
@@ -68,10 +84,10 @@ class GradientAdaptation:
         settings: Settings,
         progress: Progress | None,
         deadline: Deadline,
-        memory_losses: NDArray[np.float64] | None = None,
+        beside: BesideMemory | None = None,
     ) -> None:
         self.deadline = deadline
-        self.memory_losses = memory_losses
+        self.beside = beside
         self.session = session
         self.settings = settings
         self.recipe = settings.recipe
@@ -94,12 +110,9 @@ class GradientAdaptation:
             return self._without_evidence("too few demonstrations to hold any back, so nothing could be compared")
         if not settings.guard and settings.step_size is not None:
             return self._without_evidence("guard=False and a given step size: no row was held back")
-        if self.deadline.has_passed():
-            why = "the time limit left no time for them"
-            return GradientOutcome(Adaptation({}, self._report(accepted=False, reason=why, notes=(why,))))
-        if self.memory_losses is not None and len(self.memory_losses) < self.recipe.min_held_back and settings.guard:
-            why = f"{len(self.memory_losses)} held-back rows are too few to tell what they add to the memory"
-            return GradientOutcome(Adaptation({}, self._report(accepted=False, reason=why)))
+        why_not = self._why_not()
+        if why_not:
+            return GradientOutcome(Adaptation({}, self._report(accepted=False, reason=why_not)))
         step_size, tried, point, losses = self._race()
         if point.step and not self._pays(losses):
             return self._given_up(step_size, tried, point, losses)
@@ -122,6 +135,18 @@ class GradientAdaptation:
         if not verdict.accepted:
             return GradientOutcome(Adaptation({}, report))
         return GradientOutcome(Adaptation(self._tensors(best), report), best, step_size, share)
+
+    def _why_not(self) -> str:
+        """Why gradient steps are not even tried; empty if they are."""
+        if self.deadline.has_passed():
+            return "the time limit left no time for them"
+        if self.beside is None or not self.settings.guard:
+            return ""
+        if len(self.beside.losses) < self.recipe.min_held_back:
+            return f"{len(self.beside.losses)} held-back rows are too few to tell what they add to the memory"
+        if self.beside.model_share < self.recipe.min_model_share:
+            return f"TabPFN's own prediction is {self.beside.model_share:.0%} of what predicts: they could not add much"
+        return ""
 
     def train_on_held_back(self, outcome: GradientOutcome) -> Adaptation:
         """Take the held-back rows in after the decision: a few more steps, as many as their share of the data is worth.
@@ -156,7 +181,7 @@ class GradientAdaptation:
         """
         candidates = sorted(self.settings.candidate_step_sizes, reverse=True)
         start = self.path.start()
-        if len(candidates) == 1 and self.memory_losses is None:
+        if len(candidates) == 1 and self.beside is None:
             return candidates[0], {}, start, np.empty(0)
         trial = max(1, round(self.recipe.trial_share * self.settings.n_steps))
         tried: dict[float, float] = {}
@@ -172,24 +197,24 @@ class GradientAdaptation:
 
     def _pays(self, losses: NDArray[np.float64]) -> bool:
         """Whether a trial with these losses gains enough beside the memory to go on; alone it always does."""
-        if self.memory_losses is None or not self.settings.guard:
+        if self.beside is None or not self.settings.guard:
             return True
         mixed, _ = self._beside_memory(losses)
-        return judge(self.memory_losses, mixed, evidence=self.recipe.trial_evidence).accepted
+        return judge(self.beside.losses, mixed, evidence=self.recipe.trial_evidence).accepted
 
     def _given_up(
         self, step_size: float, tried: dict[float, float], trial: PathPoint, losses: NDArray[np.float64]
     ) -> GradientOutcome:
-        assert self.memory_losses is not None
+        assert self.beside is not None
         mixed, _ = self._beside_memory(losses)
-        verdict = judge(self.memory_losses, mixed, evidence=self.recipe.trial_evidence)
+        verdict = judge(self.beside.losses, mixed, evidence=self.recipe.trial_evidence)
         report = self._report(
             accepted=False,
             reason=f"given up after a trial of {trial.step} steps, which beside the memory brought {verdict.figures}",
             step_size=step_size,
             step_losses=trial.losses,
             step_sizes_tried=tried,
-            loss_frozen=float(self.memory_losses.mean()),
+            loss_frozen=float(self.beside.losses.mean()),
             loss_adapted=float(mixed.mean()),
             gain_standard_error=verdict.standard_error,
             notes=trial.notes,
@@ -198,8 +223,8 @@ class GradientAdaptation:
 
     def _beside_memory(self, losses: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:
         """Losses of the mixture of a memory and a network with these losses, and the network's share in it."""
-        assert self.memory_losses is not None
-        chosen = np.exp(-np.stack([self.memory_losses, losses]))
+        assert self.beside is not None
+        chosen = np.exp(-np.stack([self.beside.losses, losses]))
         prior = np.array([self.recipe.memory_share, 1.0 - self.recipe.memory_share])
         shares = mixture_shares(chosen, prior, self.recipe.share_prior_rows)
         return -np.log(shares @ chosen), float(shares[1])
@@ -240,14 +265,14 @@ class GradientAdaptation:
         Returns the verdict, both mean losses, and the network's share beside a memory.
         """
         scores, share = self.session.scores, 1.0
-        before = scores.baseline_losses() if self.memory_losses is None else self.memory_losses
+        before = scores.baseline_losses() if self.beside is None else self.beside.losses
         after = before
         if best.step:
             if tuple(self.scorers) != scores.everyone:
                 self.path.fast.load(best.weights)
                 losses = scores.losses(self.path.fast.models, scores.everyone)
             after = losses
-            if self.memory_losses is not None:
+            if self.beside is not None:
                 after, share = self._beside_memory(losses)
         evidence = self.recipe.evidence * self.recipe.evidence_factor(self.session.split.held_back_in_context)
         verdict = judge(before, after, evidence=evidence)

@@ -47,6 +47,8 @@ class Recipe:
         Standard errors by which the mixture must gain after the trial for the gradient steps to go on beside a memory.
     min_held_back : int
         Held-back rows below which gradient steps are not tried beside a memory.
+    min_model_share : float
+        Share of the frozen model in a memory's mixture below which gradient steps are not tried beside it.
     train_on_held_back : bool
         After the decision, take a few more steps whose queries are the held-back rows.
     scale : {"lact", "match_rms", "relative"}
@@ -73,6 +75,7 @@ class Recipe:
     share_prior_rows: float = 4.0
     trial_evidence: float = 0.5
     min_held_back: int = 50
+    min_model_share: float = 0.15
     train_on_held_back: bool = True
     scale: str = "match_rms"
     restore_norms: bool = False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -46,6 +46,8 @@ class Fitted:
         Fingerprint of rows, labels and context.
     token : str
         Tells the fit, and every unpickled copy of it, from others: whoever made an entry meets no hit.
+    note : str
+        What was done to the context size that was asked for.
     """
 
     estimator: TabPFNClassifier
@@ -56,6 +58,7 @@ class Fitted:
     context: NDArray[np.int64]
     data_print: str
     token: str
+    note: str = ""
     request: Request = field(init=False)
 
     def __post_init__(self) -> None:
@@ -103,7 +106,8 @@ class Lookup:
 
     def report(self) -> AdaptationReport:
         """Return what the adaptation did; adapts if nothing has yet."""
-        return report_of(self.entry(), reader=self.fitted.token)
+        report = report_of(self.entry(), reader=self.fitted.token)
+        return replace(report, notes=(self.fitted.note, *report.notes)) if self.fitted.note else report
 
     def predictor(self) -> Predictor:
         """Return what predicts: fitted on the context rows, with the adapted networks or the frozen ones."""
