@@ -55,7 +55,7 @@ def _adapt(session: Session, settings: Settings, progress: Progress | None, dead
         beside = BesideMemory(row_losses(given, session.labels[held_back]), float(written.memory.shares[0]))
     gradient = GradientAdaptation(session, settings, progress, deadline, beside)
     outcome = gradient.run()
-    return _both(session, written, outcome, gradient.train_on_held_back(outcome))
+    return _both(session, settings, written, outcome, gradient.train_on_held_back(outcome))
 
 
 def _memory_alone(session: Session, settings: Settings, written: WrittenMemory) -> Adaptation:
@@ -72,7 +72,9 @@ def _memory_alone(session: Session, settings: Settings, written: WrittenMemory) 
     return Adaptation({} if written.memory is None else memory_tensors(written.memory), report)
 
 
-def _both(session: Session, written: WrittenMemory, outcome: GradientOutcome, gradient: Adaptation) -> Adaptation:
+def _both(
+    session: Session, settings: Settings, written: WrittenMemory, outcome: GradientOutcome, gradient: Adaptation
+) -> Adaptation:
     """Put memory and adapted network together, each of them accepted or refused by itself."""
     report, memory = gradient.report, written.memory
     verdicts = [
@@ -101,6 +103,7 @@ def _both(session: Session, written: WrittenMemory, outcome: GradientOutcome, gr
         }
     fields |= {
         "accepted": True,
+        "n_steps": settings.n_steps + report.n_steps,
         "reason": "; then ".join(verdicts),
         "shares": dict(sorted(shares.items(), key=lambda item: -item[1])),
         "fast_weight_bytes": sum(value.nbytes for value in tensors.values()),
