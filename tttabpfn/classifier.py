@@ -46,9 +46,8 @@ class TTTTabPFNClassifier(ClassifierMixin, BaseEstimator):
     n_steps : int, default=32
         Updates at most. The guard may keep fewer. 0 switches adaptation off.
     context_size : int, float or None, default=None
-        Rows kept as context at predict, class shares kept. None: all rows while that is cheap, else 1,000 to 3,000 of
-        them, fewer the more columns there are; an int: rows; a float in (0, 1): a share, but no fewer than 64 rows and
-        8 a class.
+        Rows kept as context at predict, class shares kept. None: all rows while that is cheap, else 1,000 of them,
+        or 500 in wide tables; an int: rows; a float in (0, 1): a share, but no fewer than 64 rows and 8 a class.
     chunk_size : int, default=512
         Query rows in one update at most: the large chunk. It changes the maths, never the peak of memory.
     update_rule : {"muon", "adamw", "momentum", "sgd"}, default="muon"

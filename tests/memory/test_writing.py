@@ -1,4 +1,4 @@
-"""Writing memories on given embeddings: gradients, order, folds, norms, and the choice among memories."""
+"""Writing linear and SwiGLU weights on given keys: gradients, order, folds, norms, sizes."""
 
 from __future__ import annotations
 
@@ -6,16 +6,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from tttabpfn.memory.choice import choose
-from tttabpfn.memory.kinds import KINDS
 
-from tttabpfn.adaptation.guard import judge, row_losses
-from tttabpfn.adaptation.outcome import memory_of, memory_tensors
 from tttabpfn.fast_weights.reference.step import row_norms
 from tttabpfn.memory import linear
 from tttabpfn.memory import rows as rows_module
 from tttabpfn.memory.linear import BIAS_PENALTY, linear_loss_gradient, read_linear, write_linear
-from tttabpfn.memory.memory import Memory
 from tttabpfn.memory.rows import KeyScale, MemoryRows
 from tttabpfn.memory.settings import MemoryRecipe, MemorySettings
 from tttabpfn.memory.swiglu import read_swiglu, start_swiglu, swiglu_loss_gradients, write_swiglu
@@ -23,6 +18,7 @@ from tttabpfn.memory.swiglu import read_swiglu, start_swiglu, swiglu_loss_gradie
 # Checkpointing makes torch import its compiler, which looks at every loaded module, and tabpfn warns when looked at.
 pytestmark = pytest.mark.filterwarnings("ignore:Importing from 'tabpfn:DeprecationWarning")
 
+KINDS = ("linear", "swiglu")
 MEMBERS, WIDTH, CLASSES = 2, 6, 3
 F64_RTOL = 1e-10
 ORDER_RTOL = 2e-4
@@ -35,8 +31,22 @@ def settings(**changes) -> MemorySettings:
 
 
 def write(kind, rows, values, settings, until=None):
-    """Write one memory for each value, fold and member."""
-    return KINDS[kind].write(rows, values, settings, settings.n_steps if until is None else until, None)
+    """Write one memory for each value (penalty or step size), fold and member; return weights by name and losses."""
+    if kind == "linear":
+        steps = settings.n_steps if until is None else until
+        weight, losses = write_linear(rows, torch.tensor(values), steps, momentum=0.7, backend="torch")
+        return {"w": weight}, losses
+    return write_swiglu(
+        rows,
+        torch.tensor(values),
+        settings.n_steps,
+        until=until,
+        rule=settings.update_rule,
+        hidden=settings.recipe.hidden,
+        restore=settings.restores_norms,
+        seed=settings.seed,
+        backend="torch",
+    )
 
 
 def drawn(n_rows: int, n_folds: int = 1, seed: int = 0, dtype: torch.dtype = torch.float32) -> MemoryRows:
@@ -55,13 +65,6 @@ def drawn(n_rows: int, n_folds: int = 1, seed: int = 0, dtype: torch.dtype = tor
 
 def permuted(rows: MemoryRows, order: torch.Tensor) -> MemoryRows:
     return MemoryRows(rows.keys[:, order], rows.offsets[:, order], rows.labels[order], rows.written[:, order])
-
-
-def losses_of(rows: MemoryRows):
-    def row_losses_at(scaled, positions):
-        return row_losses(scaled.softmax(-1).mean(0).numpy(), rows.labels.numpy()[positions])
-
-    return row_losses_at
 
 
 def plain_loss(read: torch.Tensor, rows: MemoryRows) -> torch.Tensor:
@@ -160,17 +163,6 @@ def test_stacked_memories_do_not_influence_each_other(kind):
             torch.testing.assert_close(mine, single[name], rtol=ORDER_RTOL, atol=ORDER_RTOL)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_size_does_not_grow_with_rows(kind):
-    sizes = set()
-    for n_rows in (30, 300):
-        rows = drawn(n_rows)
-        weights, _ = write(kind, rows, (0.03,), settings(), until=2)
-        scale = KeyScale(torch.zeros(MEMBERS, WIDTH), torch.ones(MEMBERS, WIDTH))
-        sizes.add(Memory(kind, scale, weights).nbytes)
-    assert len(sizes) == 1
-
-
 # Seen to fail: with `restore=False` for muon in `MemorySettings.restores_norms`.
 def test_muon_restores_the_input_weights_row_norms():
     rows = drawn(100)
@@ -189,42 +181,6 @@ def test_every_update_rule_writes_the_swiglu_memory(rule):
     assert losses[-1] < 0.8 * losses[0]
 
 
-def test_choice_finds_what_can_be_found_and_the_guard_believes_it():
-    rows = drawn(240, n_folds=4)
-    choice = choose(rows, settings(), losses_of(rows))
-    frozen = losses_of(rows)(rows.offsets, np.arange(240))
-    assert choice.kind in KINDS
-    assert choice.losses.mean() < 0.5 * frozen.mean()
-    order = np.concatenate([np.flatnonzero(fold == 0) for fold in rows.written.numpy()])
-    assert judge(frozen[order], choice.losses, evidence=1.0).accepted
-    assert choice.curve[0] == pytest.approx(frozen.mean())
-    assert choice.curve[choice.steps] == pytest.approx(choice.losses.mean())
-    assert set(choice.tried) == {(kind, value) for kind in KINDS for value in KINDS[kind].candidates(settings())}
-
-
-# Seen to fail: with the rows of a fold read by a memory that had written them.
-def test_nothing_is_chosen_where_nothing_can_be_found():
-    rows = drawn(240, n_folds=4)
-    certain = 8.0 * F.one_hot(rows.labels, CLASSES).float().expand(MEMBERS, -1, -1)
-    noise = torch.randn(rows.keys.shape, generator=torch.Generator().manual_seed(5))
-    useless = MemoryRows(noise, certain, rows.labels, rows.written)
-    choice = choose(useless, settings(regularisations=(0.001, 0.1)), losses_of(rows))
-    assert choice.kind == "none"
-    assert choice.gate == 0.0
-    assert choice.steps == 0
-
-
-def test_choice_works_with_one_held_back_set():
-    rows = drawn(200)
-    written = torch.ones(1, 200)
-    written[0, 150:] = 0
-    choice = choose(
-        MemoryRows(rows.keys, rows.offsets, rows.labels, written), settings(kinds=("linear",)), losses_of(rows)
-    )
-    assert choice.kind == "linear"
-    assert len(choice.losses) == 50
-
-
 def test_a_constant_coordinate_is_left_out_of_the_keys():
     embeddings = torch.randn(1, 50, 3, generator=torch.Generator().manual_seed(0))
     embeddings[..., 1] = 1234.5
@@ -233,21 +189,6 @@ def test_a_constant_coordinate_is_left_out_of_the_keys():
     assert torch.equal(keys[..., 1], torch.zeros(1, 50))
     torch.testing.assert_close(keys[..., [0, 2]].std(dim=1, correction=0), torch.ones(1, 2), rtol=1e-5, atol=0)
     assert torch.equal(keys[..., 3], torch.ones(1, 50))
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_memory_survives_its_tensors(kind):
-    rows = drawn(60)
-    scale = KeyScale.of(torch.randn(MEMBERS, 60, WIDTH, generator=torch.Generator().manual_seed(1)))
-    weights, _ = write(kind, rows, (0.03,), settings(), until=5)
-    memory = Memory.gated(kind, scale, weights, 0.5)
-    again = memory_of({"0:icl.weight": torch.zeros(1), **memory_tensors(memory)})
-    embeddings = torch.randn(MEMBERS, 7, WIDTH, generator=torch.Generator().manual_seed(2))
-    assert torch.equal(again.read(embeddings), memory.read(embeddings))
-    torch.testing.assert_close(
-        memory.read(embeddings), 0.5 * Memory(kind, scale, weights).read(embeddings), rtol=1e-6, atol=1e-6
-    )
-    assert memory_of({"0:icl.weight": torch.zeros(1)}) is None
 
 
 def test_preconditioner_inverts_the_bound():
@@ -259,7 +200,7 @@ def test_preconditioner_inverts_the_bound():
     torch.testing.assert_close(inverse[MEMBERS] @ bound, torch.eye(WIDTH + 1), rtol=0, atol=1e-4)
 
 
-def test_write_swiglu_stops_where_the_curve_was_best():
+def test_write_swiglu_stops_on_the_way_of_the_whole_schedule():
     rows = drawn(80)
     seen = {}
     write_swiglu(

@@ -135,7 +135,7 @@ def resolve_seed(random_state: Any) -> int:
 MIN_SHARE_ROWS, MIN_ROWS_PER_CLASS = 64, 8
 """Rows that a share of the rows comes to at least, in all and per class: with fewer TabPFN knows too little.
 Of 104 and 107 rows, a tenth as context lost .2 nats."""
-CHEAP_CELLS, CHEAP_ROWS = 64_000, (1000, 3000)
+CHEAP_CELLS, CHEAP_ROWS = 64_000, (500, 1000)
 """Cells of a context that is still cheap on a CPU, and the rows that this comes to at least and at most."""
 
 
@@ -174,8 +174,8 @@ def resolve_context_size(
     --------
     >>> resolve_context_size(0.2, 100, 5, 2, None)
     ContextSize(rows=64, note='context_size=0.2 was raised from 20 to 64 of 100 rows')
-    >>> resolve_context_size(None, 100_000, 40, 2, None).rows
-    1600
+    >>> resolve_context_size(None, 100_000, 100, 2, None).rows
+    640
     """
     if context_size is None:
         cheap = min(max(CHEAP_CELLS // max(1, n_columns), CHEAP_ROWS[0]), CHEAP_ROWS[1])
