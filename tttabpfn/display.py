@@ -13,9 +13,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.lines import Line2D
 
+_SMALL_SHARE = 0.03
+
 
 class AdaptationDisplay:
-    """Held-back loss after each update, with the frozen model's and the chosen step.
+    """What predicts, as shares of the mixture; or held-back loss after each update, where one model predicts alone.
 
     Make one with `from_estimator` or `from_report`. All parameters are kept as attributes.
 
@@ -38,6 +40,8 @@ class AdaptationDisplay:
         Why, in words; written into an empty plot.
     estimator_name : str, optional
         Name of the estimator in the legend.
+    shares : dict of str to float, optional
+        What predicts, in words, and its share; drawn in place of the losses if it is not empty.
 
     Attributes
     ----------
@@ -46,7 +50,8 @@ class AdaptationDisplay:
     figure_ : matplotlib Figure
         The figure of `ax_`.
     lines_ : list of matplotlib Line2D
-        What was drawn: the adapted model's losses, the frozen model's, the chosen step; fewer if there is no such loss.
+        What was drawn: the adapted model's losses, the frozen model's, the chosen step; fewer if there is no such loss,
+        none where shares are drawn.
 
     Examples
     --------
@@ -71,6 +76,7 @@ class AdaptationDisplay:
         judged_losses: tuple[float, float] | None = None,
         reason: str | None = None,
         estimator_name: str | None = None,
+        shares: dict[str, float] | None = None,
     ) -> None:
         self.steps = steps
         self.losses = losses
@@ -80,6 +86,7 @@ class AdaptationDisplay:
         self.judged_losses = judged_losses
         self.reason = reason
         self.estimator_name = estimator_name
+        self.shares = shares
 
     @classmethod
     def from_estimator(
@@ -141,6 +148,7 @@ class AdaptationDisplay:
             judged_losses=judged,
             reason=report.reason,
             estimator_name=name,
+            shares=report.shares,
         )
         return display.plot(ax=ax, **kwargs)
 
@@ -169,6 +177,8 @@ class AdaptationDisplay:
         if ax is None:
             _, ax = _pyplot().subplots()
         name = self.estimator_name if name is None else name
+        if self.shares:
+            return self._plot_shares(ax, self.shares)
         prefix = "" if name is None else f"{name}, "
         lines: list[Line2D] = []
         if len(self.steps):
@@ -193,6 +203,21 @@ class AdaptationDisplay:
         self.lines_ = lines
         return self
 
+    def _plot_shares(self, ax: Axes, shares: dict[str, float]) -> AdaptationDisplay:
+        """One bar for everything that predicts, the largest on top; small shares together."""
+        large = {name: share for name, share in shares.items() if share >= _SMALL_SHARE}
+        rest = sum(shares.values()) - sum(large.values())
+        drawn = dict(sorted(large.items(), key=lambda item: -item[1])) | ({"others": rest} if rest > 0 else {})
+        names = [name.replace(", on top of", ",\non top of").replace(" (", "\n(") for name in drawn]
+        bars = ax.barh(names, [100 * share for share in drawn.values()], color="C0")
+        ax.bar_label(bars, fmt="%.0f %%", padding=2)
+        ax.invert_yaxis()
+        ax.tick_params(axis="y", labelsize="small")
+        ax.margins(x=0.12)
+        ax.set(xlabel="Share of the mixture that predicts (%)", title=self._title(None))
+        self.ax_, self.figure_, self.lines_ = ax, ax.figure, []
+        return self
+
     def _chosen_loss(self) -> float | None:
         if self.chosen_step is None:
             return None
@@ -207,7 +232,7 @@ class AdaptationDisplay:
             judged = (self.frozen_loss, chosen)
         if judged is None:
             return "Adaptation accepted without held-back loss"
-        few = "" if judged[0] == self.frozen_loss else " with all members"
+        few = "" if judged[0] == self.frozen_loss or self.shares else " with all members"
         return f"Adaptation accepted: {judged[0]:.4f} to {judged[1]:.4f}{few}"
 
 

@@ -24,7 +24,7 @@ def describe(report: AdaptationReport) -> str:
     Returns
     -------
     str
-        What was adapted, the guard's verdict, and one line per note.
+        What was adapted, the guard's verdict, one line per note, and what predicts with which share.
 
     Examples
     --------
@@ -43,6 +43,9 @@ def describe(report: AdaptationReport) -> str:
         ]
     lines.append(f"Guard: {'accepted' if report.accepted else 'the frozen model predicts'}: {report.reason}")
     lines += [f"       {note}" for note in report.notes]
+    if report.shares:
+        lines.append("Predicts:")
+        lines += [f"{share:6.0%}  {name}" for name, share in report.shares.items()]
     return "\n".join(lines)
 
 
