@@ -18,6 +18,7 @@ __all__ = [
     "check_lengths",
     "check_operation",
     "check_operators",
+    "check_state",
 ]
 
 ORDERS = ("causal", "causal-prenorm", "operators")
@@ -162,3 +163,22 @@ def check_group(group: Any, lengths: Sequence[int] | None, tokens: int, device: 
     if lengths is not None:
         raise ValueError(f"lengths must be None with a group of processes, got {list(lengths)}")
     check_same(tokens, "the number of tokens, or of operators,", group, device)
+
+
+def check_state(state: Any, moving: Mapping[str, Tensor], prenorm: bool, momentum: bool, chunk_size: int) -> None:
+    """Raise ValueError unless a `LaCTState` fits the weights that are updated and the options in use."""
+    if not 0 <= state.seen < chunk_size:
+        raise ValueError(f"state must be one of chunk_size={chunk_size}, got {state.seen} tokens in its chunk")
+    shapes = {name: tuple(weight.shape) for name, weight in moving.items()}
+    wanted = {
+        "weights": shapes,
+        "used": shapes if prenorm else {},
+        "running": shapes if momentum else {},
+        "gradient": shapes,
+    }
+    for part, expected in wanted.items():
+        got = {name: tuple(one.shape) for name, one in getattr(state, part).items()}
+        if got != expected:
+            raise ValueError(f"state.{part} must have shapes {expected} (same layer, options, batch), got {got}")
+    if bool(state.momentum) != momentum:
+        raise ValueError(f"state must come from a run with momentum={momentum}, got momentum={bool(state.momentum)}")

@@ -42,7 +42,7 @@ class _Sum(torch.autograd.Function):
         return _reduced(tensor, group) if forwards else tensor.view_as(tensor)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
         return (_reduced(gradient, ctx.group) if ctx.backwards else gradient), None, None, None
 
 
@@ -76,5 +76,5 @@ def check_same(value: int, name: str, group: Any, device: torch.device) -> None:
     distributed.all_reduce(ends, op=distributed.ReduceOp.MAX, group=group)
     if int(ends[0]) != -int(ends[1]):
         raise ValueError(
-            f"{name} must be the same on every process, got {value} here and {-int(ends[1])} to {int(ends[0])} elsewhere"
+            f"{name} must be the same on every process, got {value} here, {-int(ends[1])} to {int(ends[0])} overall"
         )

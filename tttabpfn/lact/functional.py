@@ -176,7 +176,9 @@ def _run(rule: Rule, chunks: list[Chunk], tokens: Tokens, weights: Weights) -> t
         weights,
         Carried(update_rules.init_state(rule.name, moving), weights, {}),
         gradient=lambda chunk, current: chunk_gradient(rule, tokens, chunk, current),
-        update=lambda chunk, current, gradients, carried: update_chunk(rule, tokens, chunk, current, gradients, carried),
+        update=lambda chunk, current, gradients, carried: update_chunk(
+            rule, tokens, chunk, current, gradients, carried
+        ),
         apply=writer.apply,
         order="update_then_apply" if rule.order == "operators" else "apply_then_update",
     )

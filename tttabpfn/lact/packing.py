@@ -101,7 +101,8 @@ def packed_window_attention(q: Tensor, k: Tensor, v: Tensor, window_size: int, l
         if longest == 0:
             continue
         spans = [(starts[one], lengths[one]) for one in members]
-        o = window_attention(*(_stack(part, spans, longest) for part in (q, k, v)), window_size)
+        queries, keys, values = (_stack(part, spans, longest) for part in (q, k, v))
+        o = window_attention(queries, keys, values, window_size)
         for one, rows in zip(members, o.split(q.shape[0]), strict=True):
             outputs[one] = rows[:, : lengths[one]]
     return torch.cat(outputs, dim=1)
