@@ -1,4 +1,4 @@
-"""Small models of benchmarks/lact_tasks.py: one block with four ways to mix tokens, all with window attention beside."""
+"""Small models of benchmarks/lact_tasks.py: one block with four ways to mix tokens."""
 
 from __future__ import annotations
 

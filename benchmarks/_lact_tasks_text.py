@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import sysconfig
 import time
 from pathlib import Path
@@ -90,7 +91,7 @@ def measure(job: dict[str, Any], options: argparse.Namespace, corpus: Corpus) ->
     return {
         "loss": float(losses.mean()),
         "loss_beyond": float(beyond),
-        "loss_by_position": [float(losses[:, a:b].mean()) for a, b in zip(edges, edges[1:], strict=False)],
+        "loss_by_position": [float(losses[:, a:b].mean()) for a, b in itertools.pairwise(edges)],
         "edges": edges,
         "train_loss": float(loss.detach()),
         "parameters": sum(one.numel() for one in model.parameters()),

@@ -66,7 +66,12 @@ def main(arguments: list[str] | None = None) -> None:
     source = task.Corpus(options.context) if options.task == "text" else task.Source(options)
     chosen = [job for job in task.jobs(options) if options.parts is None or job["part"] in options.parts]
     depends = digest(settings, source.describe(), torch.__version__)
-    run = Run(options, f"lact_{options.task}", {**settings, **source.describe()}, [{**job, "depends": depends} for job in chosen])
+    run = Run(
+        options,
+        f"lact_{options.task}",
+        {**settings, **source.describe()},
+        [{**job, "depends": depends} for job in chosen],
+    )
     run.measure(lambda job: task.measure(job, options, source))
     if options.plot:
         from _lact_tasks_plot import draw

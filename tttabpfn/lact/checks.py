@@ -158,11 +158,12 @@ def check_lengths(lengths: Any, length: int) -> None:
         )
 
 
-def check_group(group: Any, lengths: Sequence[int] | None, tokens: int, device: torch.device) -> None:
-    """Raise ValueError unless every process has the same number of tokens or operators, and nothing is packed."""
+def check_group(group: Any, lengths: Sequence[int] | None, tokens: int, operators: int, device: torch.device) -> None:
+    """Raise ValueError unless every process has the same number of tokens and operators, and nothing is packed."""
     if lengths is not None:
         raise ValueError(f"lengths must be None with a group of processes, got {list(lengths)}")
-    check_same(tokens, "the number of tokens, or of operators,", group, device)
+    check_same(tokens, "the number of tokens", group, device)
+    check_same(operators, "the number of operators", group, device)
 
 
 def check_state(state: Any, moving: Mapping[str, Tensor], prenorm: bool, momentum: bool, chunk_size: int) -> None:

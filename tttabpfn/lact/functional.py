@@ -136,7 +136,7 @@ def lact_swiglu(
     weights = {"w0": w0, "w1": w1, "w2": w2}
     check_operation(weights, tokens._asdict(), order, chunk_size, operators, lengths, updated)
     if group is not None:
-        check_group(group, lengths, len(operators) if operators else q.shape[1], q.device)
+        check_group(group, lengths, q.shape[1], len(operators or []), q.device)
 
     def run(tokens: Tokens, weights: Weights, operators: Sequence[Any] | None) -> tuple[Tensor, Weights]:
         rule = Rule.of(

@@ -43,8 +43,8 @@ def window_attention(q: Tensor, k: Tensor, v: Tensor, window_size: int) -> Tenso
         raise ValueError(f"window_size must be 1 or more, got {window_size}")
     batch, length = q.shape[:2]
     if window_size >= length:
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
-    first = F.scaled_dot_product_attention(q[:, :window_size], k[:, :window_size], v[:, :window_size], is_causal=True)
+        return _causal(q, k, v)
+    first = _causal(q[:, :window_size], k[:, :window_size], v[:, :window_size])
     blocks = -(-length // window_size)
     missing = blocks * window_size - length
     queries, keys, values = (
@@ -98,6 +98,12 @@ def window_attention_after(
         o = window_attention(F.pad(q, (0, 0, past, 0)), keys, values, window_size)[:, past:]
     first = max(0, past + length - window_size + 1)
     return o, keys[:, first:], values[:, first:]
+
+
+def _causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Full causal attention; with the axis of heads, without which torch writes out all l x l scores."""
+    q, k, v = (part.unsqueeze(1) for part in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True).squeeze(1)
 
 
 def _with_previous(blocks: Tensor) -> Tensor:
