@@ -46,7 +46,7 @@ def block_tokens(width: int, device: str = "cpu", *, needs_grad: bool = False) -
 
 
 def newton_schulz(matrix: Tensor, schedule: str = "schedule", steps: int = 5, dtype: str = "float32") -> Tensor:
-    """See `tttabpfn.fast_weights.newton_schulz.newton_schulz`; `matrix` is [B, D_out, D_in]."""
+    """See `tttabpfn.fast_weights.reference.newton_schulz.newton_schulz`; `matrix` is [B, D_out, D_in]."""
     size = max(1, CPU_STACK_ELEMENTS // max(1, matrix.shape[1] * matrix.shape[2]))
     if matrix.device.type != "cpu" or matrix.shape[0] <= size or _needs_grad(matrix):
         return reference.newton_schulz(matrix, schedule, steps, dtype)

@@ -87,7 +87,7 @@ def block_tokens(width: int) -> int:
 
 
 def swiglu_apply(w0: Tensor, w1: Tensor, w2: Tensor, x: Tensor, out: Tensor) -> Tensor:
-    """See `tttabpfn.fast_weights.swiglu.swiglu_apply`; `out` is written."""
+    """See `tttabpfn.fast_weights.reference.swiglu.swiglu_apply`; `out` is written."""
     size = block_tokens(max(w0.shape[1], x.shape[2]))
     for entry in range(x.shape[0]):
         t0, t1, t2 = w0[entry].contiguous(), w1[entry].contiguous(), w2[entry].contiguous()
@@ -102,7 +102,7 @@ def swiglu_apply(w0: Tensor, w1: Tensor, w2: Tensor, x: Tensor, out: Tensor) -> 
 def swiglu_gradients(
     w0: Tensor, w1: Tensor, w2: Tensor, k: Tensor, v: Tensor, lr0: Tensor, lr1: Tensor, lr2: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """See `tttabpfn.fast_weights.swiglu.swiglu_gradients`."""
+    """See `tttabpfn.fast_weights.reference.swiglu.swiglu_gradients`."""
     size = block_tokens(max(w0.shape[1], k.shape[2]))
     sums = tuple(torch.empty_like(weight, memory_format=torch.contiguous_format) for weight in (w0, w1, w2))
     for entry in range(k.shape[0]):

@@ -16,7 +16,7 @@ __all__ = ["StepOptions", "newton_schulz", "step", "swiglu_apply", "swiglu_gradi
 def newton_schulz(
     matrix: Tensor, schedule: str = "schedule", steps: int = 5, dtype: str = "float32", *, backend: str = "auto"
 ) -> Tensor:
-    """See `tttabpfn.fast_weights.newton_schulz.newton_schulz`; `matrix` is [B, D_out, D_in]."""
+    """See `tttabpfn.fast_weights.reference.newton_schulz.newton_schulz`; `matrix` is [B, D_out, D_in]."""
     if _runs_in_torch("newton_schulz", matrix, (matrix,), backend):
         return blocked.newton_schulz(matrix, schedule, steps, dtype)
     from tttabpfn.fast_weights.kernels import newton_schulz as kernel
@@ -27,7 +27,7 @@ def newton_schulz(
 def step(
     weight: Tensor, gradient: Tensor, buffer: Tensor | None, options: StepOptions, *, backend: str = "auto"
 ) -> tuple[Tensor, Tensor | None]:
-    """See `tttabpfn.fast_weights.step.step`."""
+    """See `tttabpfn.fast_weights.reference.step.step`."""
     used = [value for value in (weight, gradient, buffer, *options) if isinstance(value, Tensor)]
     if _runs_in_torch("step", weight, used, backend):
         return reference.step(weight, gradient, buffer, options)
@@ -39,7 +39,7 @@ def step(
 def swiglu_apply(
     w0: Tensor, w1: Tensor, w2: Tensor, x: Tensor, out: Tensor | None = None, *, backend: str = "auto"
 ) -> Tensor:
-    """See `tttabpfn.fast_weights.swiglu.swiglu_apply`."""
+    """See `tttabpfn.fast_weights.reference.swiglu.swiglu_apply`."""
     return _swiglu(x, (w0, w1, w2, x), "swiglu_apply", backend).swiglu_apply(w0, w1, w2, x, out)
 
 
@@ -55,7 +55,7 @@ def swiglu_gradients(
     *,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """See `tttabpfn.fast_weights.swiglu.swiglu_gradients`."""
+    """See `tttabpfn.fast_weights.reference.swiglu.swiglu_gradients`."""
     args = (w0, w1, w2, k, v, lr0, lr1, lr2)
     return _swiglu(k, args, "swiglu_gradients", backend).swiglu_gradients(*args)
 

@@ -2,5 +2,8 @@
 
 from tttabpfn.lact.functional import lact_swiglu
 from tttabpfn.lact.layer import LaCTSwiGLU
+from tttabpfn.lact.state import LaCTState
+from tttabpfn.lact.streaming import lact_swiglu_resume
+from tttabpfn.lact.sum_state import SumState
 
-__all__ = ["LaCTSwiGLU", "lact_swiglu"]
+__all__ = ["LaCTState", "LaCTSwiGLU", "SumState", "lact_swiglu", "lact_swiglu_resume"]

@@ -5,9 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
-__all__ = ["ORDERS", "check_chunk_size", "check_operation", "check_operators"]
+from tttabpfn.lact.chunk_rule import UPDATED
+from tttabpfn.lact.collectives import check_same
+
+__all__ = [
+    "ORDERS",
+    "check_chunk_size",
+    "check_group",
+    "check_lengths",
+    "check_operation",
+    "check_operators",
+    "check_state",
+]
 
 ORDERS = ("causal", "causal-prenorm", "operators")
 
@@ -18,6 +30,8 @@ def check_operation(
     order: str,
     chunk_size: int | None,
     operators: Sequence[Any] | None,
+    lengths: Sequence[int] | None = None,
+    updated: str = "all",
 ) -> None:
     """Check all arguments of `lact_swiglu` against one another.
 
@@ -27,7 +41,7 @@ def check_operation(
         w0, w1, w2.
     inputs : mapping
         q, k, v, lr0, lr1, lr2 and momentum, which may be None.
-    order, chunk_size, operators
+    order, chunk_size, operators, lengths, updated
         As in `lact_swiglu`.
 
     Raises
@@ -39,6 +53,8 @@ def check_operation(
     """
     if order not in ORDERS:
         raise ValueError(f"order must be one of {list(ORDERS)}, got {order!r}")
+    if updated not in UPDATED:
+        raise ValueError(f"updated must be one of {list(UPDATED)}, got {updated!r}")
     tensors: dict[str, Any] = {
         **weights,
         **{name: value for name, value in inputs.items() if name != "momentum" or value is not None},
@@ -50,6 +66,8 @@ def check_operation(
             raise ValueError(f"{name} must have three axes, got shape {tuple(value.shape)}")
     _check_shapes(tensors)
     length = tensors["q"].shape[1]
+    if lengths is not None:
+        check_lengths(lengths, length)
     if order == "operators":
         if chunk_size is not None:
             raise ValueError(f'chunk_size must be None with order="operators", got {chunk_size!r}')
@@ -63,8 +81,6 @@ def check_operation(
 def _check_shapes(tensors: Mapping[str, Any]) -> None:
     w0, w1, q = tensors["w0"], tensors["w1"], tensors["q"]
     (batch, hidden, keys), values, length = w0.shape, w1.shape[1], q.shape[1]
-    if length == 0:
-        raise ValueError(f"q must have at least one token, got shape {tuple(q.shape)}")
     wanted = {
         "w1": (batch, values, hidden),
         "w2": (batch, hidden, keys),
@@ -106,7 +122,7 @@ def check_operators(operators: Sequence[Any] | None, length: int) -> None:
         ...
     ValueError: operators[0] must have 0 <= start < end <= 4 (the tokens), got start=0, end=5
     """
-    if not operators:
+    if operators is None or (length and not operators):
         raise ValueError(f"operators must be a non-empty list of (start, end, update, apply), got {operators!r}")
     for index, entry in enumerate(operators):
         if not isinstance(entry, (tuple, list)) or len(entry) != 4:
@@ -118,3 +134,52 @@ def check_operators(operators: Sequence[Any] | None, length: int) -> None:
             raise ValueError(
                 f"operators[{index}] must have 0 <= start < end <= {length} (the tokens), got start={start}, end={end}"
             )
+
+
+def check_lengths(lengths: Any, length: int) -> None:
+    """Raise ValueError unless `lengths` are integers of 0 or more that sum to `length` tokens.
+
+    Examples
+    --------
+    >>> check_lengths([3, 0, 2], 5)
+    >>> check_lengths([3, 1], 5)
+    Traceback (most recent call last):
+        ...
+    ValueError: lengths must sum to the number of tokens, 5, got [3, 1], which sum to 4
+    """
+    whole = isinstance(lengths, (list, tuple)) and all(
+        isinstance(one, int) and not isinstance(one, bool) and one >= 0 for one in lengths
+    )
+    if not whole or not lengths:
+        raise ValueError(f"lengths must be a non-empty list of integers of 0 or more, got {lengths!r}")
+    if sum(lengths) != length:
+        raise ValueError(
+            f"lengths must sum to the number of tokens, {length}, got {list(lengths)}, which sum to {sum(lengths)}"
+        )
+
+
+def check_group(group: Any, lengths: Sequence[int] | None, tokens: int, operators: int, device: torch.device) -> None:
+    """Raise ValueError unless every process has the same number of tokens and operators, and nothing is packed."""
+    if lengths is not None:
+        raise ValueError(f"lengths must be None with a group of processes, got {list(lengths)}")
+    check_same(tokens, "the number of tokens", group, device)
+    check_same(operators, "the number of operators", group, device)
+
+
+def check_state(state: Any, moving: Mapping[str, Tensor], prenorm: bool, momentum: bool, chunk_size: int) -> None:
+    """Raise ValueError unless a `LaCTState` fits the weights that are updated and the options in use."""
+    if not 0 <= state.seen < chunk_size:
+        raise ValueError(f"state must be one of chunk_size={chunk_size}, got {state.seen} tokens in its chunk")
+    shapes = {name: tuple(weight.shape) for name, weight in moving.items()}
+    wanted = {
+        "weights": shapes,
+        "used": shapes if prenorm else {},
+        "running": shapes if momentum else {},
+        "gradient": shapes,
+    }
+    for part, expected in wanted.items():
+        got = {name: tuple(one.shape) for name, one in getattr(state, part).items()}
+        if got != expected:
+            raise ValueError(f"state.{part} must have shapes {expected} (same layer, options, batch), got {got}")
+    if bool(state.momentum) != momentum:
+        raise ValueError(f"state must come from a run with momentum={momentum}, got momentum={bool(state.momentum)}")

@@ -3,56 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any
 
-import torch
 from torch import Tensor
 
-from tttabpfn.fast_weights import operations, update_rules
+from tttabpfn.fast_weights import update_rules
 from tttabpfn.fast_weights.chunked import Chunk, plan_chunks, run_chunks
-from tttabpfn.fast_weights.dispatch import differentiated
-from tttabpfn.fast_weights.reference.step import restore_row_norms, row_norms
-from tttabpfn.lact.checks import check_operation
+from tttabpfn.lact.checks import check_group, check_operation
+from tttabpfn.lact.chunk_rule import NORM_EPS, Carried, Rule, Tokens, Weights, Writer, chunk_gradient, update_chunk
+from tttabpfn.lact.packing import run_packed
 
 __all__ = ["NORM_EPS", "lact_swiglu"]
-
-NORM_EPS = 1e-5
-"""Added to a row's norm before the division, as published."""
-
-Weights = dict[str, Tensor]
-
-
-class _Inputs(NamedTuple):
-    """Everything that has a token axis."""
-
-    q: Tensor
-    k: Tensor
-    v: Tensor
-    lr0: Tensor
-    lr1: Tensor
-    lr2: Tensor
-    momentum: Tensor | None
-
-
-class _Rule(NamedTuple):
-    """How a chunk's gradient becomes an update."""
-
-    name: str
-    options: dict[str, object]
-    norms: Weights
-    prenorm: bool
-    may_be_still: bool
-
-
-class _Carried(NamedTuple):
-    """State between chunks: the rule's own, and the weights that updates add up in (un-normalised for pre-norm).
-
-    `still` says, per weight, which entries [b] have had rates of zero only for as long as gradients are remembered.
-    """
-
-    rule: update_rules.State
-    weights: Weights
-    still: dict[str, Tensor]
 
 
 def lact_swiglu(
@@ -69,11 +30,15 @@ def lact_swiglu(
     order: str = "causal",
     chunk_size: int | None = None,
     operators: Sequence[tuple[int, int, bool, bool]] | None = None,
+    lengths: Sequence[int] | None = None,
     momentum: Tensor | None = None,
     muon: bool = False,
     newton_schulz: str = "schedule",
     newton_schulz_steps: int = 5,
     newton_schulz_dtype: str = "float32",
+    updated: str = "all",
+    weight_norm: bool = True,
+    group: Any = None,
     backend: str = "auto",
 ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
     r"""Update SwiGLU fast weights chunk by chunk on keys and values, and apply them to queries.
@@ -109,6 +74,10 @@ def lact_swiglu(
     operators : list of (start, end, update, apply)
         For ``order="operators"``: per entry update on ``[start, end)`` if `update`, then apply if `apply`. Windows
         may overlap, leave gaps and come in any order. ``[(0, l, True, True)]`` treats the tokens as a set.
+    lengths : sequence of int, optional
+        Lengths of the sequences that lie one behind the other along l, zero or more each, together l. Every sequence
+        starts from w0, w1, w2 and has chunks of its own; nothing passes from one to the next. Windows in `operators`
+        are positions along l and must not cross from one sequence to the next.
     momentum : Tensor of shape [b, l, 1], optional
         The chunk's mean is the factor on the running gradient. None: no momentum.
     muon : bool, default=False
@@ -117,6 +86,14 @@ def lact_swiglu(
     newton_schulz_steps : int, default=5
     newton_schulz_dtype : {"float32", "bfloat16"}, default="float32"
         See `tttabpfn.fast_weights.reference.newton_schulz`. 0 steps only divide by the Frobenius norm.
+    updated : {"all", "last"}, default="all"
+        "last": w1 alone is updated, lr0 and lr2 are not looked at; about 2.5 times less work.
+    weight_norm : bool, default=True
+        Whether rows get back their norm. Without it, without `momentum` and `muon`, and with ``updated="last"``, the
+        update is a sum over tokens: see `SumState`.
+    group : torch.distributed.ProcessGroup, optional
+        Processes that share every chunk: each passes the same weights and an equal share of each chunk's tokens (so
+        `chunk_size` and `operators` count its own), and gets the outputs of its own; see `tttabpfn.lact.parallel`.
     backend : {"auto", "torch", "triton"}, default="auto"
         Who runs the leaf operations; "triton" runs or raises.
 
@@ -126,12 +103,13 @@ def lact_swiglu(
         Outputs of applied windows, concatenated in order, in the dtype of q; for "operators" as long as the applied
         windows together.
     weights : tuple of Tensor
-        ``(w0, w1, w2)`` after the last update; for "causal-prenorm" the un-normalised ones.
+        ``(w0, w1, w2)`` after the last update; for "causal-prenorm" the un-normalised ones. With `lengths` they have
+        one more axis in front: one entry per sequence.
 
     Raises
     ------
     ValueError
-        If a shape, dtype, order, chunk size or operator is not as above.
+        If a shape, dtype, order, chunk size, operator or length is not as above.
     RuntimeError
         If ``backend="triton"`` cannot run here.
 
@@ -154,125 +132,54 @@ def lact_swiglu(
     >>> o.shape
     torch.Size([2, 2, 8])
     """
-    inputs = _Inputs(q, k, v, lr0, lr1, lr2, momentum)
+    tokens = Tokens(q, k, v, lr0, lr1, lr2, momentum)
     weights = {"w0": w0, "w1": w1, "w2": w2}
-    check_operation(weights, inputs._asdict(), order, chunk_size, operators)
-    if order == "operators":
-        chunks = [Chunk(start, end, bool(update), bool(apply)) for start, end, update, apply in operators or ()]
+    check_operation(weights, tokens._asdict(), order, chunk_size, operators, lengths, updated)
+    if group is not None:
+        check_group(group, lengths, q.shape[1], len(operators or []), q.device)
+
+    def run(tokens: Tokens, weights: Weights, operators: Sequence[Any] | None) -> tuple[Tensor, Weights]:
+        rule = Rule.of(
+            weights,
+            tokens,
+            order=order,
+            muon=muon,
+            newton_schulz=newton_schulz,
+            newton_schulz_steps=newton_schulz_steps,
+            newton_schulz_dtype=newton_schulz_dtype,
+            updated=updated,
+            weight_norm=weight_norm,
+            backend=backend,
+            group=group,
+        )
+        return _run(rule, _chunks(tokens.q.shape[1], chunk_size, operators), tokens, weights)
+
+    if lengths is None:
+        o, last = run(tokens, weights, operators)
     else:
-        chunks = plan_chunks(q.shape[1], chunk_size or 0, update_last=False)
-    name = "muon" if muon else "sgd" if momentum is None else "momentum"
-    options: dict[str, object] = {"backend": backend}
-    if muon:
-        options |= {
-            "newton_schulz": newton_schulz,
-            "newton_schulz_steps": newton_schulz_steps,
-            "newton_schulz_dtype": newton_schulz_dtype,
-        }
-    norms = {key: row_norms(weight) for key, weight in weights.items()}
-    rule = _Rule(name, options, norms, order == "causal-prenorm", _may_be_still(inputs))
-    writer = _Writer(chunks, inputs, weights, backend)
-    run = run_chunks(
+        o, last = run_packed(run, tokens, weights, list(lengths), chunk_size, operators)
+    return o, (last["w0"], last["w1"], last["w2"])
+
+
+def _chunks(length: int, chunk_size: int | None, operators: Sequence[Any] | None) -> list[Chunk]:
+    if operators is not None:
+        return [Chunk(start, end, bool(update), bool(apply)) for start, end, update, apply in operators]
+    return plan_chunks(length, chunk_size or 0, update_last=False) if length else []
+
+
+def _run(rule: Rule, chunks: list[Chunk], tokens: Tokens, weights: Weights) -> tuple[Tensor, Weights]:
+    """All chunks of one stack of sequences; the weights returned are those that updates add up in."""
+    writer = Writer(chunks, tokens, weights, rule.backend)
+    moving = {name: weights[name] for name in rule.updated}
+    done = run_chunks(
         chunks,
         weights,
-        _Carried(update_rules.init_state(name, weights), weights, {}),
-        gradient=lambda chunk, current: _gradient(inputs, chunk, current, backend),
-        update=lambda chunk, current, gradients, carried: _update(rule, inputs, chunk, current, gradients, carried),
+        Carried(update_rules.init_state(rule.name, moving), weights, {}),
+        gradient=lambda chunk, current: chunk_gradient(rule, tokens, chunk, current),
+        update=lambda chunk, current, gradients, carried: update_chunk(
+            rule, tokens, chunk, current, gradients, carried
+        ),
         apply=writer.apply,
-        order="update_then_apply" if order == "operators" else "apply_then_update",
+        order="update_then_apply" if rule.order == "operators" else "apply_then_update",
     )
-    last = run.state.weights
-    return writer.result(run.outputs), (last["w0"], last["w1"], last["w2"])
-
-
-def _gradient(inputs: _Inputs, chunk: Chunk, weights: Weights, backend: str) -> Weights:
-    window = slice(chunk.start, chunk.end)
-    tokens = (tensor[:, window] for tensor in (inputs.k, inputs.v, inputs.lr0, inputs.lr1, inputs.lr2))
-    gradients: tuple[Tensor, ...] = operations.swiglu_gradients(*_cast(weights, inputs.k), *tokens, backend=backend)
-    if weights["w0"].dtype != inputs.k.dtype:
-        gradients = tuple(gradient.to(weights["w0"].dtype) for gradient in gradients)
-    return dict(zip(weights, gradients, strict=True))
-
-
-def _cast(weights: Weights, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """w0, w1, w2 in the dtype of the tokens."""
-    if weights["w0"].dtype == tokens.dtype:
-        return weights["w0"], weights["w1"], weights["w2"]
-    return weights["w0"].to(tokens.dtype), weights["w1"].to(tokens.dtype), weights["w2"].to(tokens.dtype)
-
-
-def _update(
-    rule: _Rule, inputs: _Inputs, chunk: Chunk, current: Weights, gradients: Weights, carried: _Carried
-) -> tuple[Weights, _Carried]:
-    """One update at step size 1: the rates are in the gradient already."""
-    factor: float | Tensor = 0.0
-    if inputs.momentum is not None:
-        factor = inputs.momentum[:, chunk.start : chunk.end].mean(dim=(1, 2))
-    moved, state = update_rules.update(
-        rule.name,
-        carried.weights,
-        gradients,
-        carried.rule,
-        1.0,
-        momentum=factor,
-        restore_norms=not rule.prenorm,
-        initial_norms=rule.norms,
-        norm_eps=NORM_EPS,
-        **rule.options,  # type: ignore[arg-type]
-    )
-    still = _still(inputs, chunk, carried) if rule.may_be_still else {}
-    moved = _keep_bits(still, carried.weights, moved)
-    if not rule.prenorm:
-        return moved, _Carried(state, moved, still)
-    used = {key: restore_row_norms(moved[key], rule.norms[key], NORM_EPS) for key in moved}
-    return _keep_bits(still, current, used), _Carried(state, moved, still)
-
-
-def _may_be_still(inputs: _Inputs) -> bool:
-    """False if no rate is zero, so that no chunk has to be looked at; a GPU is not asked, to keep it busy."""
-    rates = (inputs.lr0, inputs.lr1, inputs.lr2)
-    return inputs.q.device.type != "cpu" or any(bool((rate == 0).any()) for rate in rates)
-
-
-def _still(inputs: _Inputs, chunk: Chunk, carried: _Carried) -> dict[str, Tensor]:
-    """Entries [b] whose update is zero: all rates of the chunk are, and so were all before it that momentum keeps."""
-    still = {}
-    for key, rate in zip(carried.weights, (inputs.lr0, inputs.lr1, inputs.lr2), strict=True):
-        still[key] = (rate[:, chunk.start : chunk.end] == 0).flatten(1).all(dim=1)
-        if inputs.momentum is not None and key in carried.still:
-            still[key] = still[key] & carried.still[key]
-    return still
-
-
-def _keep_bits(still: dict[str, Tensor], before: Weights, after: Weights) -> Weights:
-    """Where an entry is still, the value before; the derivative is that of `after` either way."""
-    kept = dict(after)
-    for key, entries in still.items():
-        old = before[key]
-        if differentiated([after[key]]):
-            old = old.detach() + (after[key] - after[key].detach())
-        kept[key] = torch.where(entries.reshape(-1, 1, 1), old, after[key])
-    return kept
-
-
-class _Writer:
-    """Collects outputs: into one buffer without autograd, by concatenation with it."""
-
-    def __init__(self, chunks: list[Chunk], inputs: _Inputs, weights: Weights, backend: str) -> None:
-        self._q, self._backend = inputs.q, backend
-        used = [tensor for tensor in (*inputs, *weights.values()) if tensor is not None]
-        self._shape = (inputs.q.shape[0], sum(c.end - c.start for c in chunks if c.apply), weights["w1"].shape[1])
-        self._buffer = None if differentiated(used) else inputs.q.new_empty(self._shape)
-        self._written = 0
-
-    def apply(self, chunk: Chunk, weights: Weights) -> Tensor:
-        stop = self._written + chunk.end - chunk.start
-        out = None if self._buffer is None else self._buffer[:, self._written : stop]
-        self._written = stop
-        tokens = self._q[:, chunk.start : chunk.end]
-        return operations.swiglu_apply(*_cast(weights, tokens), tokens, out, backend=self._backend)
-
-    def result(self, outputs: list[Tensor]) -> Tensor:
-        if self._buffer is not None:
-            return self._buffer
-        return torch.cat(outputs, dim=1) if outputs else self._q.new_empty(self._shape)
+    return writer.result(done.outputs), done.state.weights

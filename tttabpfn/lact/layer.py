@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
-from tttabpfn.lact.checks import check_chunk_size
 from tttabpfn.lact.functional import lact_swiglu
-from tttabpfn.lact.window import window_attention
+from tttabpfn.lact.layer_checks import check_call, check_layer, check_lengths_of_rows
+from tttabpfn.lact.packing import packed_window_attention
+from tttabpfn.lact.projections import initialise, merge, project, set_operators
+from tttabpfn.lact.state import LaCTState
+from tttabpfn.lact.streaming import lact_swiglu_resume
+from tttabpfn.lact.sum_state import SumState
+from tttabpfn.lact.window import window_attention, window_attention_after
 
-__all__ = ["MODES", "LaCTSwiGLU"]
-
-MODES = ("set", "causal", "causal-prenorm", "operators")
+__all__ = ["LaCTSwiGLU"]
 
 Operator = tuple[int, int, bool, bool]
 
@@ -55,6 +58,10 @@ class LaCTSwiGLU(nn.Module):
     newton_schulz_steps : int, default=5
     newton_schulz_dtype : {"float32", "bfloat16"}, default="float32"
         See `lact_swiglu`.
+    updated : {"all", "last"}, default="all"
+        "last": the fast weights' last layer alone is updated, see `lact_swiglu`.
+    weight_norm : bool, default=True
+        Whether rows of the fast weights get back their norm after an update.
     base_rate : float, default=0.01
         Rate of every token at initialisation; rates are learned from there and stay positive.
     backend : {"auto", "torch", "triton"}, default="auto"
@@ -97,18 +104,21 @@ class LaCTSwiGLU(nn.Module):
         newton_schulz: str = "schedule",
         newton_schulz_steps: int = 5,
         newton_schulz_dtype: str = "float32",
+        updated: str = "all",
+        weight_norm: bool = True,
         base_rate: float = 0.01,
         backend: str = "auto",
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        _check_layer(dim, n_heads, hidden_ratio, mode, chunk_size, window_size, base_rate)
+        check_layer(dim, n_heads, hidden_ratio, mode, chunk_size, window_size, base_rate, updated)
         self.dim, self.n_heads, self.mode, self.window_size = dim, n_heads, mode, window_size
         self.chunk_size = 2048 if chunk_size is None and mode.startswith("causal") else chunk_size
         self.muon, self.backend = muon, backend
         self.newton_schulz = newton_schulz
         self.newton_schulz_steps = newton_schulz_steps
         self.newton_schulz_dtype = newton_schulz_dtype
+        self.updated, self.weight_norm = updated, weight_norm
         self.base_rate = base_rate
 
         head = dim // n_heads
@@ -121,20 +131,16 @@ class LaCTSwiGLU(nn.Module):
         self.w0 = nn.Parameter(torch.empty(n_heads, hidden, head))
         self.w1 = nn.Parameter(torch.empty(n_heads, head, hidden))
         self.w2 = nn.Parameter(torch.empty(n_heads, hidden, head))
-        self._initialise(generator)
+        initialise(self, generator)
 
-    def _initialise(self, generator: torch.Generator | None) -> None:
-        with torch.no_grad():
-            for weight in (self.to_qkv.weight, self.to_output.weight, self.w0, self.w1, self.w2):
-                weight.normal_(0.0, weight.shape[-1] ** -0.5, generator=generator)
-            linears = [self.to_rates] if self.to_momentum is None else [self.to_rates, self.to_momentum]
-            for linear in linears:
-                linear.weight.zero_()
-                linear.bias.zero_()
-            # softplus(bias) == base_rate at initialisation
-            self.to_rates.bias.fill_(math.log(math.expm1(self.base_rate)))
-
-    def forward(self, x: Tensor, operators: Sequence[Operator] | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        operators: Sequence[Operator] | None = None,
+        *,
+        lengths: Sequence[int] | Sequence[Sequence[int]] | None = None,
+        group: Any = None,
+    ) -> Tensor:
         """Run the layer.
 
         Parameters
@@ -142,6 +148,11 @@ class LaCTSwiGLU(nn.Module):
         x : Tensor of shape [n, l, dim]
         operators : list of (start, end, update, apply), optional
             Needed for ``mode="operators"``, refused otherwise; see `lact_swiglu`.
+        lengths : list of int, or n lists of int, optional
+            Lengths of the sequences that lie one behind the other in a row: the same for every row, or a list per row
+            (not with operators). Nothing passes from one sequence to the next.
+        group : torch.distributed.ProcessGroup, optional
+            Processes that share the sequence; x is this one's part, see `tttabpfn.lact.parallel`.
 
         Returns
         -------
@@ -151,55 +162,132 @@ class LaCTSwiGLU(nn.Module):
         Raises
         ------
         ValueError
-            If the shape or `operators` does not fit.
+            If a shape, `operators` or `lengths` does not fit.
         """
-        if x.dim() != 3 or x.shape[2] != self.dim:
-            raise ValueError(f"x must have shape [n, l, {self.dim}], got {tuple(x.shape)}")
-        if (operators is None) == (self.mode == "operators"):
-            needed = "be given" if self.mode == "operators" else "be None"
-            raise ValueError(f'operators must {needed} with mode="{self.mode}", got {operators!r}')
-        batch = x.shape[0]
-        q_raw, k_raw, v_raw = (self._heads(part) for part in self.to_qkv(x).chunk(3, dim=-1))
-        q, k = (F.normalize(F.silu(part), dim=-1) for part in (q_raw, k_raw))
-        rates = F.softplus(self.to_rates(x)).chunk(3, dim=-1)
-        momentum = None if self.to_momentum is None else self._heads(torch.sigmoid(self.to_momentum(x)))
+        check_call(self, x, operators, group)
+        if lengths is not None and check_lengths_of_rows(lengths, x, self.mode):
+            flat = [one for row in lengths for one in row]  # type: ignore[union-attr]
+            return self.forward(x.reshape(1, -1, self.dim), lengths=flat).reshape(x.shape)
+        own: list[int] | None = None if lengths is None else list(lengths)  # type: ignore[arg-type]
+        made = project(self, x)
         causal = self.mode.startswith("causal")
-        w0, w1, w2 = (weight.repeat(batch, 1, 1) for weight in (self.w0, self.w1, self.w2))
-        lr0, lr1, lr2 = (self._heads(rate) for rate in rates)
         o, _ = lact_swiglu(
-            w0,
-            w1,
-            w2,
-            q,
-            k,
-            F.silu(v_raw),
-            lr0,
-            lr1,
-            lr2,
+            *self._fast_weights(x.shape[0]),
+            *made.tokens,
             order=self.mode if causal else "operators",
-            chunk_size=self.chunk_size if causal else None,
-            operators=None if causal else (operators or self._set_operators(x.shape[1])),
-            momentum=momentum,
-            muon=self.muon,
-            newton_schulz=self.newton_schulz,
-            newton_schulz_steps=self.newton_schulz_steps,
-            newton_schulz_dtype=self.newton_schulz_dtype,
-            backend=self.backend,
+            chunk_size=self._share(group) if causal else None,
+            operators=None if causal else operators or set_operators(own or [x.shape[1]], self._share(group)),
+            lengths=own,
+            momentum=made.momentum,
+            group=group,
+            **self._rule(),
+        )
+        o = self.output_norm(o)
+        if self.window_size is not None and own is None:
+            o = o + window_attention(*made.raw, self.window_size)
+        elif self.window_size is not None:
+            o = o + packed_window_attention(*made.raw, self.window_size, own or [])
+        return merge(self, o)
+
+    def prefill(self, x: Tensor, state: LaCTState | None = None) -> tuple[Tensor, LaCTState]:
+        """Run the next tokens of causal sequences and hand on the state.
+
+        Parameters
+        ----------
+        x : Tensor of shape [n, l, dim]
+        state : LaCTState, optional
+            Of the tokens before. None: the sequences start here.
+
+        Returns
+        -------
+        y : Tensor of shape [n, l, dim]
+            What `forward` on the whole sequence has at these tokens, up to rounding.
+        state : LaCTState
+
+        Raises
+        ------
+        ValueError
+            If the layer is not causal, or a shape or the state does not fit.
+        """
+        if not self.mode.startswith("causal"):
+            raise ValueError(f'mode must be "causal" or "causal-prenorm" for prefill and decode, got "{self.mode}"')
+        check_call(self, x, None, None)
+        made = project(self, x)
+        o, after = lact_swiglu_resume(
+            *self._fast_weights(x.shape[0]),
+            *made.tokens,
+            state=state,
+            order=self.mode,
+            chunk_size=self.chunk_size or 0,
+            momentum=made.momentum,
+            **self._rule(),
         )
         o = self.output_norm(o)
         if self.window_size is not None:
-            o = o + window_attention(q_raw, k_raw, v_raw, self.window_size)
-        return self.to_output(o.unflatten(0, (batch, self.n_heads)).transpose(1, 2).flatten(2))
+            q, k, v = made.raw
+            past = {"k": k[:, :0], "v": v[:, :0]} if state is None else state.window
+            attended, keys, values = window_attention_after(q, k, v, self.window_size, past["k"], past["v"])
+            o, after = o + attended, replace(after, window={"k": keys, "v": values})
+        return merge(self, o), after
 
-    def _heads(self, x: Tensor) -> Tensor:
-        """[n, l, h * width] to [n * h, l, width]."""
-        return x.unflatten(-1, (self.n_heads, -1)).transpose(1, 2).flatten(0, 1)
+    def decode(self, x: Tensor, state: LaCTState) -> tuple[Tensor, LaCTState]:
+        """Run one more token, or a few, of causal sequences: `prefill` that does not take the start of a sequence.
 
-    def _set_operators(self, length: int) -> list[Operator]:
-        """Update on all tokens, chunk by chunk, then apply to all."""
-        size = min(self.chunk_size or length, length)
-        updates = [(start, min(start + size, length), True, False) for start in range(0, length, size)]
-        return [*updates, (0, length, False, True)]
+        Parameters
+        ----------
+        x : Tensor of shape [n, l, dim]
+        state : LaCTState
+
+        Returns
+        -------
+        y : Tensor of shape [n, l, dim]
+        state : LaCTState
+
+        Raises
+        ------
+        ValueError
+            As `prefill`, and if there is no state.
+        """
+        if not isinstance(state, LaCTState):
+            raise ValueError(f"state must be a LaCTState from prefill or decode, got {type(state).__name__}")
+        return self.prefill(x, state)
+
+    def write(self, x: Tensor) -> SumState:
+        """Sum over tokens [n, l, dim] of a layer in the form of `SumState`; add, subtract and merge what it returns.
+
+        Raises
+        ------
+        ValueError
+            Unless ``updated="last"``, ``weight_norm=False``, ``muon=False`` and ``momentum=False``.
+        """
+        if self.updated != "last" or self.weight_norm or self.muon or self.to_momentum is not None:
+            raise ValueError(
+                'a state that is a sum needs updated="last", weight_norm=False, muon=False and momentum=False, got '
+                f"{self.updated!r}, {self.weight_norm}, {self.muon} and {self.to_momentum is not None}"
+            )
+        check_call(self, x, None if self.mode != "operators" else [], None)
+        w0, _, w2 = self._fast_weights(x.shape[0])
+        _, k, v, _, lr1, _ = project(self, x).tokens
+        return SumState.of(w0, w2, k, v, lr1)
+
+    def read(self, x: Tensor, state: SumState) -> Tensor:
+        """Outputs of tokens [n, l, dim] under a state that `write` made: what ``mode="set"`` gives targets."""
+        check_call(self, x, None if self.mode != "operators" else [], None)
+        w0, w1, w2 = self._fast_weights(x.shape[0])
+        o = state.read(w0, w1, w2, project(self, x).tokens[0])
+        return merge(self, self.output_norm(o))
+
+    def _fast_weights(self, batch: int) -> tuple[Tensor, ...]:
+        """Starting fast weights of every row and head."""
+        return tuple(weight.repeat(batch, 1, 1) for weight in (self.w0, self.w1, self.w2))
+
+    def _rule(self) -> dict[str, Any]:
+        names = ("muon", "newton_schulz", "newton_schulz_steps", "newton_schulz_dtype")
+        return {name: getattr(self, name) for name in (*names, "updated", "weight_norm", "backend")}
+
+    def _share(self, group: Any) -> int | None:
+        """Tokens of a chunk that this process holds."""
+        return self.chunk_size if group is None or self.chunk_size is None else self.chunk_size // group.size()
 
     def extra_repr(self) -> str:
         """Return the settings that ``print(layer)`` shows."""
@@ -207,30 +295,3 @@ class LaCTSwiGLU(nn.Module):
             f"dim={self.dim}, n_heads={self.n_heads}, mode={self.mode!r}, chunk_size={self.chunk_size}, "
             f"window_size={self.window_size}, muon={self.muon}"
         )
-
-
-def _check_layer(
-    dim: int,
-    n_heads: int,
-    hidden_ratio: float,
-    mode: str,
-    chunk_size: int | None,
-    window_size: int | None,
-    base_rate: float,
-) -> None:
-    if n_heads < 1 or dim < 1 or dim % n_heads:
-        raise ValueError(f"dim must be a positive multiple of n_heads, got dim={dim}, n_heads={n_heads}")
-    if not hidden_ratio > 0:
-        raise ValueError(f"hidden_ratio must be above 0, got {hidden_ratio!r}")
-    if mode not in MODES:
-        raise ValueError(f"mode must be one of {list(MODES)}, got {mode!r}")
-    if chunk_size is not None:
-        check_chunk_size(chunk_size)
-        if mode == "operators":
-            raise ValueError(f'chunk_size must be None with mode="operators", got {chunk_size}')
-    if window_size is not None and (not mode.startswith("causal") or window_size < 1):
-        raise ValueError(
-            f'window_size must be None, or 1 or more in a causal mode, got {window_size!r} with mode="{mode}"'
-        )
-    if not base_rate > 0:
-        raise ValueError(f"base_rate must be above 0, got {base_rate!r}")

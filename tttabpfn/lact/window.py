@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["window_attention"]
+__all__ = ["window_attention", "window_attention_after"]
 
 
 def window_attention(q: Tensor, k: Tensor, v: Tensor, window_size: int) -> Tensor:
@@ -43,8 +43,8 @@ def window_attention(q: Tensor, k: Tensor, v: Tensor, window_size: int) -> Tenso
         raise ValueError(f"window_size must be 1 or more, got {window_size}")
     batch, length = q.shape[:2]
     if window_size >= length:
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
-    first = F.scaled_dot_product_attention(q[:, :window_size], k[:, :window_size], v[:, :window_size], is_causal=True)
+        return _causal(q, k, v)
+    first = _causal(q[:, :window_size], k[:, :window_size], v[:, :window_size])
     blocks = -(-length // window_size)
     missing = blocks * window_size - length
     queries, keys, values = (
@@ -58,6 +58,52 @@ def window_attention(q: Tensor, k: Tensor, v: Tensor, window_size: int) -> Tenso
     )
     rest = rest.squeeze(1).unflatten(0, (batch, blocks - 1)).flatten(1, 2)
     return torch.cat([first, rest], dim=1)[:, :length]
+
+
+def window_attention_after(
+    q: Tensor, k: Tensor, v: Tensor, window_size: int, past_k: Tensor, past_v: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Sliding-window attention of new tokens behind the last ones of a sequence.
+
+    Parameters
+    ----------
+    q, k : Tensor of shape [b, l, dk]
+    v : Tensor of shape [b, l, dv]
+    window_size : int
+    past_k, past_v : Tensor of shape [b, p, dk] and [b, p, dv]
+        Keys and values of the last `window_size` - 1 tokens before, or of all there are.
+
+    Returns
+    -------
+    o : Tensor of shape [b, l, dv]
+    past_k, past_v : Tensor
+        For the next call.
+
+    Examples
+    --------
+    >>> v = torch.arange(4.0).reshape(1, 4, 1)
+    >>> q = torch.zeros(1, 4, 1)
+    >>> o, past, _ = window_attention_after(q[:, 3:], q[:, 3:], v[:, 3:], 2, q[:, 2:3], v[:, 2:3])
+    >>> o.item(), past.shape[1]
+    (2.5, 1)
+    """
+    length, past = q.shape[1], past_k.shape[1]
+    keys, values = torch.cat([past_k, k], dim=1), torch.cat([past_v, v], dim=1)
+    if length <= window_size:
+        back = torch.arange(past, past + length, device=q.device)[:, None]
+        back = back - torch.arange(past + length, device=q.device)[None, :]
+        o = F.scaled_dot_product_attention(q, keys, values, attn_mask=(back >= 0) & (back < window_size))
+    else:
+        # queries of zeros stand for the past tokens, whose outputs are known already
+        o = window_attention(F.pad(q, (0, 0, past, 0)), keys, values, window_size)[:, past:]
+    first = max(0, past + length - window_size + 1)
+    return o, keys[:, first:], values[:, first:]
+
+
+def _causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Full causal attention; with the axis of heads, without which torch writes out all l x l scores."""
+    q, k, v = (part.unsqueeze(1) for part in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True).squeeze(1)
 
 
 def _with_previous(blocks: Tensor) -> Tensor:

@@ -68,7 +68,7 @@ def _on_chip(
 
 
 def newton_schulz(matrix: Tensor, schedule: str = "schedule", steps: int = 5, dtype: str = "float32") -> Tensor:
-    """See `tttabpfn.fast_weights.newton_schulz.newton_schulz`; `matrix` is [B, D_out, D_in].
+    """See `tttabpfn.fast_weights.reference.newton_schulz.newton_schulz`; `matrix` is [B, D_out, D_in].
 
     Up to 64 x 64 (128 x 128 in bfloat16) a program holds its matrix on chip through all steps, one launch for the
     stack. Larger matrices take three tiled launches per step for the whole stack, Gram matrices computed on one side

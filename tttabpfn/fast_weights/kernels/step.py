@@ -66,7 +66,7 @@ def _step(
 
 
 def step(weight: Tensor, gradient: Tensor, buffer: Tensor | None, options: StepOptions) -> tuple[Tensor, Tensor | None]:
-    """See `tttabpfn.fast_weights.step.step`; sums run in float32 whatever the dtype."""
+    """See `tttabpfn.fast_weights.reference.step.step`; sums run in float32 whatever the dtype."""
     momentum, step_size, weight_decay, norms, norm_eps = options
     batch, rows, cols = weight.shape
     new_weight = torch.empty(weight.shape, dtype=weight.dtype, device=weight.device)

@@ -157,7 +157,7 @@ def _hidden_rows(
 
 
 def swiglu_apply(w0: Tensor, w1: Tensor, w2: Tensor, x: Tensor, out: Tensor | None = None) -> Tensor:
-    """See `tttabpfn.fast_weights.swiglu.swiglu_apply`.
+    """See `tttabpfn.fast_weights.reference.swiglu.swiglu_apply`.
 
     Keys and values up to 64 wide (128 in bfloat16) run in one launch with hidden rows on chip, wider ones in two per
     65,536 tokens.
@@ -191,7 +191,7 @@ def swiglu_apply(w0: Tensor, w1: Tensor, w2: Tensor, x: Tensor, out: Tensor | No
 def swiglu_gradients(
     w0: Tensor, w1: Tensor, w2: Tensor, k: Tensor, v: Tensor, lr0: Tensor, lr1: Tensor, lr2: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """See `tttabpfn.fast_weights.swiglu.swiglu_gradients`.
+    """See `tttabpfn.fast_weights.reference.swiglu.swiglu_gradients`.
 
     Per 65,536 tokens one launch makes the rated hidden rows and three more their products with keys and values.
     """
