@@ -17,6 +17,10 @@ from torch import Tensor, nn
 from tttabpfn.lact import LaCTSwiGLU
 
 
+LARGE = 64
+"""Pixels along the side of images that are timed, not scored."""
+
+
 def jobs(options: argparse.Namespace) -> list[dict[str, Any]]:
     """LaCT and full attention, and LaCT's rules and forms, over seeds."""
     base = {"kind": "lact", "rule": "muon", "form": "full"}
@@ -131,6 +135,9 @@ def measure(job: dict[str, Any], options: argparse.Namespace, source: Source) ->
     row = {"psnr": [psnr(model, source, options, n) for n in options.views], "views": options.views}
     row["psnr_16"] = dict(zip(options.views, row["psnr"], strict=True)).get(16)
     row["render_seconds"] = [render_seconds(model, source, options, n) for n in options.views]
+    wide = Source(argparse.Namespace(size=LARGE, patch=options.patch))
+    row["large_tokens"] = 16 * wide.describe()["tokens_per_view"]
+    row["large_seconds"] = render_seconds(model, wide, options, 16)
     row["parameters"] = sum(one.numel() for one in model.parameters())
     return {**row, "train_loss": float(loss.detach()), "seconds_per_step": seconds / options.steps}
 
