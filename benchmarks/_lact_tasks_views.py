@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from tttabpfn.lact import LaCTSwiGLU
 
-
 LARGE = 64
 """Pixels along the side of images that are timed, not scored."""
 
