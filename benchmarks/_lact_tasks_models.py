@@ -81,18 +81,19 @@ def causal_mixer(kind: str, dim: int, heads: int, window: int, chunk: int, **lac
 
 
 class ByteModel(nn.Module):
-    """Next byte from the bytes before; a token is the sum of embeddings of the last `n_back` bytes, one table each."""
+    """Next byte from the bytes before; a token is the embeddings of the last four bytes side by side."""
 
     def __init__(self, kind: str, *, dim: int, heads: int, layers: int, window: int, chunk: int, **lact: Any) -> None:
         super().__init__()
-        self.n_back = 5
-        self.tables = nn.ModuleList(nn.Embedding(256, dim) for _ in range(self.n_back))
+        self.tables = nn.ModuleList(nn.Embedding(256, dim // 4) for _ in range(4))
         mixers = (causal_mixer(kind, dim, heads, window, chunk, **lact) for _ in range(layers))
         self.blocks = nn.Sequential(*(Block(dim, mixer) for mixer in mixers))
         self.norm, self.head = nn.RMSNorm(dim), nn.Linear(dim, 256)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        x = sum(table(F.pad(tokens, (back, 0))[:, : tokens.shape[1]]) for back, table in enumerate(self.tables))
+        length = tokens.shape[1]
+        parts = [table(F.pad(tokens, (back, 0))[:, :length]) for back, table in enumerate(self.tables)]
+        x = torch.cat(parts, dim=-1)
         return self.head(self.norm(self.blocks(x)))
 
 

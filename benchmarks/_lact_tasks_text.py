@@ -20,17 +20,16 @@ SMALLEST_FILE = 2
 
 
 def jobs(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Settings to train, most telling first: mixers over seeds, then LaCT's ablations."""
-    base = {"kind": "lact", "rule": "muon", "chunk": options.chunk, "ratio": 2.0, "form": "full"}
+    """Settings to train, most telling first: mixers and update rules over seeds, then LaCT's other ablations."""
+    base = {"kind": "lact", "rule": "plain", "chunk": options.chunk, "ratio": 2.0, "form": "full"}
     out = [{**base, "part": "mixers", "kind": kind} for kind in ("lact", "window", "full", "linear")]
-    rules = [{**base, "part": "rules", "rule": rule} for rule in ("momentum", "plain")]
+    rules = [{**base, "part": "rules", "rule": rule} for rule in ("momentum", "muon")]
     chunks = [{**base, "part": "chunks", "chunk": size} for size in options.chunks if size != options.chunk]
     forms = [{**base, "part": "forms", "form": form} for form in ("last layer", "no norm", "sum")]
     states = [{**base, "part": "states", "ratio": ratio} for ratio in (0.5, 4.0)]
-    first, rest = range(options.seeds), [*rules, *forms, *chunks, *states]
-    return [{**one, "seed": seed} for seed in first for one in out] + [
-        {**one, "seed": seed} for seed in first for one in rest
-    ]
+    seeds = range(options.seeds)
+    every = [[*out, *rules], forms, chunks, states]
+    return [{**one, "seed": seed} for part in every for seed in seeds for one in part]
 
 
 class Corpus:

@@ -22,11 +22,11 @@ SIZES: dict[str, dict[str, dict[str, Any]]] = {
     "text": {
         "full": {"context": 4096, "steps": 150, "eval_contexts": 16, "chunks": [64, 1024, 4096]},
         "smoke": {"context": 256, "steps": 2, "eval_contexts": 2, "chunks": [64], "dim": 32, "layers": 1},
-        "common": {"dim": 64, "heads": 2, "layers": 2, "window": 64, "chunk": 256, "batch": 1, "rate": 6e-3},
+        "common": {"dim": 64, "heads": 2, "layers": 2, "window": 32, "chunk": 256, "batch": 1, "rate": 6e-3},
     },
     "views": {
         "full": {"steps": 400, "eval_scenes": 24, "views": [2, 4, 8, 16, 32]},
-        "smoke": {"steps": 2, "eval_scenes": 2, "views": [2, 4], "dim": 32, "layers": 1},
+        "smoke": {"steps": 2, "eval_scenes": 2, "views": [2, 16], "dim": 32, "layers": 1},
         "common": {"dim": 64, "heads": 2, "layers": 3, "size": 16, "patch": 4, "targets": 4, "batch": 4, "rate": 3e-3},
     },
     "video": {
