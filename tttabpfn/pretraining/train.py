@@ -21,6 +21,7 @@ from tqdm import tqdm
 from tttabpfn.pretraining import state
 from tttabpfn.pretraining.config import TrainConfig
 from tttabpfn.pretraining.export import build_model, export_checkpoint
+from tttabpfn.pretraining.fast import faster
 from tttabpfn.pretraining.muon import MuonAdamW
 from tttabpfn.pretraining.parallel import Team
 from tttabpfn.pretraining.prior.batches import Batch, BatchStream
@@ -145,7 +146,7 @@ class Trainer:
         target = y[batch.n_train :].reshape(-1)
         half = self.config.precision == "bfloat16"
         autocast = torch.autocast(self.device.type, torch.bfloat16) if half else contextlib.nullcontext()
-        with autocast:
+        with self._faster(), autocast:
             logits = self._forward(X, y[: batch.n_train].to(X.dtype), **self._task)
         logits = logits.float().reshape(target.shape[0], -1)
         loss = F.cross_entropy(logits, target, ignore_index=-100, reduction="sum")
@@ -161,6 +162,12 @@ class Trainer:
         self.step += 1
         self._average()
         return mean_loss, accuracy
+
+    def _faster(self) -> contextlib.AbstractContextManager[None]:
+        half = self.config.precision == "bfloat16_products"
+        if self.device.type != "cpu" or not (half or self.config.kernels):
+            return contextlib.nullcontext()
+        return faster(self.model, kernels=self.config.kernels, half_products=half)
 
     def _share(self, sums: Tensor) -> tuple[float, float]:
         """Turn this process's gradients of summed losses into the team's mean gradients."""
