@@ -25,7 +25,7 @@ def test_shipped_configurations_build_their_model(name):
         ({"prior": {"misssing": 0.1}}, "prior: unknown setting 'misssing'"),
         ({"prior": {"missing": 1.5}}, r"`missing` must be in \[0, 1\], got 1.5"),
         ({"prior": {"families": {"graph": 1.0}}}, "`families` needs the keys"),
-        ({"precision": "float8"}, "precision must be 'float32' or 'bfloat16', got 'float8'"),
+        ({"precision": "float8"}, "precision must be one of 'float32', 'bfloat16', 'bfloat16_products', got 'float8'"),
         ({"workers": -1}, "workers must be >= 0, got -1"),
         ({"schedule": {"minutes": 0}}, "`minutes` > 0"),
         ({"phases": []}, "phases: at least one"),

@@ -16,8 +16,9 @@ from tabpfn import TabPFNClassifier
 
 from tttabpfn.pretraining import state
 from tttabpfn.pretraining.__main__ import main
-from tttabpfn.pretraining.config import parse_config
+from tttabpfn.pretraining.config import load_config, parse_config
 from tttabpfn.pretraining.muon import MuonAdamW
+from tttabpfn.pretraining.schedule import annealed, step_scale
 from tttabpfn.pretraining.train import Trainer
 
 
@@ -76,6 +77,58 @@ def test_initial_weights_can_come_from_another_run(config, tmp_path):
         assert torch.equal(value, first.ema[name]), name
     with pytest.raises(FileNotFoundError, match="no checkpoint"):
         Trainer(config, tmp_path / "third", init=tmp_path / "missing.pt")
+
+
+def test_a_decaying_branch_goes_on_from_a_run_and_leaves_it_alone(values, tmp_path):
+    toml = tmp_path / "tiny.toml"
+    toml.write_text(_toml({**values, "schedule": {"minutes": 100, "cells": 4000, "warmup": 0.0, "decay_from": 1.0}}))
+    config = parse_config({**values, "schedule": {"minutes": 100, "cells": 4000, "warmup": 0.0, "decay_from": 1.0}})
+    Trainer(config, tmp_path / "run").run(stop_after=4, report=lambda record: None)
+    source = state.path(tmp_path / "run")
+    before = source.read_bytes()
+    arguments = ["--config", str(toml), "--init", str(source), "--out", str(tmp_path / "end")]
+    assert main([*arguments, "--decay-minutes", "0.02", "--log", str(tmp_path / "log.jsonl")]) == 0
+    assert source.read_bytes() == before
+    steps = [json.loads(line)["step"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert steps[0] == 5
+    ended = state.read(state.path(tmp_path / "end"), torch.device("cpu"))
+    started = state.read(source, torch.device("cpu"))
+    assert ended["seconds"] >= started["seconds"] + 1.2
+    assert any(not torch.equal(value, started["model"][name]) for name, value in ended["model"].items())
+
+
+def test_a_decay_needs_the_run_it_branches_off(values, tmp_path, capsys):
+    toml = tmp_path / "tiny.toml"
+    toml.write_text(_toml(values))
+    with pytest.raises(SystemExit) as stopped:
+        main(["--config", str(toml), "--out", str(tmp_path / "end"), "--decay-minutes", "1"])
+    assert stopped.value.code == 2
+    assert "--decay-minutes needs --init" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("minutes", [10.0, 3.0])
+def test_annealing_keeps_the_phase_and_falls_from_one_to_zero(minutes):
+    config = load_config("cpu")
+    spent = 0.1 * 60 * config.schedule.minutes
+    plan = annealed(config, spent, minutes)
+    assert dataclasses.replace(plan.phases[0], until=0.15) == config.phases[2]
+    now = spent / (60 * plan.schedule.minutes)
+    scales = [
+        step_scale(now + share * (1 - now), warmup=0.0, decay_from=plan.schedule.decay_from) for share in (0, 0.5, 1)
+    ]
+    assert scales == pytest.approx([1.0, 0.5, 0.0], abs=1e-6)
+    with pytest.raises(ValueError, match="minutes must be > 0, got 0"):
+        annealed(config, spent, 0)
+
+
+def test_a_run_goes_on_with_another_prior_and_another_precision(values, tmp_path):
+    first = Trainer(parse_config(values), tmp_path)
+    first.run(stop_after=2, report=lambda record: None)
+    changed = parse_config({**values, "prior": {"missing": 1.0}, "precision": "bfloat16_products", "kernels": True})
+    second = Trainer(changed, tmp_path, resume=True)
+    assert second.step == 2
+    second.run(stop_after=1, report=lambda record: None)
+    assert second.step == 3
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_before_the_weights_change(config, tmp_path):

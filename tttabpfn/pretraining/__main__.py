@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
+import torch
+
+from tttabpfn.pretraining import state
 from tttabpfn.pretraining.arguments import argument_parser, parse
 from tttabpfn.pretraining.export import build_model
 from tttabpfn.pretraining.parallel import launch
+from tttabpfn.pretraining.schedule import annealed
 from tttabpfn.pretraining.train import train
 
 
@@ -31,6 +36,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ...")
     parser.add_argument("--save-every", type=float, default=120.0, metavar="SECONDS", help="between checkpoints")
     parser.add_argument("--init", metavar="STATE", help="start from the weights of another run's state.pt")
+    parser.add_argument(
+        "--decay-minutes", type=float, metavar="M", help="branch off the run of --init and decay to zero in M minutes"
+    )
     parser.add_argument("--log", metavar="FILE", help="write one JSON line a step instead of a progress bar")
     options, config = parse(parser, argv)
     try:
@@ -43,10 +51,16 @@ def main(argv: list[str] | None = None) -> int:
             raise ValueError(f"processes: one alone trains on {options.device!r}, got {config.processes}")
         if options.init is not None and not Path(options.init).exists():
             raise FileNotFoundError(f"no checkpoint {options.init}")
+        if options.decay_minutes is not None:
+            if options.init is None or options.resume or options.minutes is not None:
+                raise ValueError("--decay-minutes needs --init, and goes without --resume and --minutes")
+            seconds = float(state.read(options.init, torch.device("cpu"))["seconds"])
+            config = annealed(config, seconds, options.decay_minutes)
         build_model(config.architecture, config.model, config.seed)
     except (ValueError, FileNotFoundError) as error:
         parser.error(str(error))
-    start = {"device": options.device, "resume": options.resume, "init": options.init}
+    start: dict[str, Any] = {"device": options.device, "resume": options.resume, "init": options.init}
+    start["go_on"] = options.decay_minutes is not None
     launch(config.processes, train, config, options.out, start, options.save_every, options.log)
     return 0
 

@@ -13,6 +13,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+PRECISIONS = ("float32", "bfloat16", "bfloat16_products")
 CONFIG_DIR = Path(__file__).parent / "configs"
 
 
@@ -115,8 +116,12 @@ class TrainConfig:
         The curriculum, in order; the last one ends at 1.
     seed : int
         Seed of the initial weights and of every table.
-    precision : {"float32", "bfloat16"}
-        Type the forward pass computes in (automatic mixed precision).
+    precision : {"float32", "bfloat16", "bfloat16_products"}
+        Type the forward pass computes in: automatic mixed precision, or bfloat16 in the products of linear maps
+        alone, which is the faster way on a CPU.
+    kernels : bool
+        Whether attention and norms run in kernels compiled for this CPU, where there is a C++ compiler; see
+        `tttabpfn.pretraining.fast.faster`.
     compile : bool
         Whether to compile the model with ``torch.compile``.
     workers : int
@@ -133,6 +138,7 @@ class TrainConfig:
     phases: tuple[PhaseConfig, ...]
     seed: int = 0
     precision: str = "float32"
+    kernels: bool = False
     compile: bool = False
     workers: int = 1
     processes: int = 1
@@ -204,8 +210,8 @@ def _check(config: TrainConfig) -> None:
     for name in ("categorical", "missing", "junk", "redundant", "products", "label_noise"):
         if not 0 <= getattr(config.prior, name) <= 1:
             raise ValueError(f"prior: `{name}` must be in [0, 1], got {getattr(config.prior, name)}")
-    if config.precision not in ("float32", "bfloat16"):
-        raise ValueError(f"precision must be 'float32' or 'bfloat16', got {config.precision!r}")
+    if config.precision not in PRECISIONS:
+        raise ValueError(f"precision must be one of {', '.join(map(repr, PRECISIONS))}, got {config.precision!r}")
     if config.schedule.steps < 0 or (config.schedule.steps == 0 and config.schedule.minutes <= 0):
         raise ValueError("schedule: `steps` must be >= 0, and `minutes` > 0 where `steps` is 0")
     if config.workers < 0:

@@ -80,7 +80,7 @@ def read(file: str | Path, device: torch.device) -> dict[str, Any]:
 
 
 def load(
-    out: str | Path,
+    file: str | Path,
     model: nn.Module,
     optimizer: MuonAdamW,
     ema: dict[str, Tensor],
@@ -90,8 +90,8 @@ def load(
 
     Parameters
     ----------
-    out : str or Path
-        Folder of the run.
+    file : str or Path
+        The checkpoint.
     model, optimizer, ema
         Objects to fill; they must have been built from the same configuration.
     device : torch.device
@@ -104,7 +104,7 @@ def load(
     seconds : float
         Wall-clock spent.
     """
-    record = read(path(out), device)
+    record = read(file, device)
     model.load_state_dict(record["model"])
     optimizer.load_state_dict(record["optimizer"])
     for name, value in record["ema"].items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import inspect
 import json
 import math
 import time
@@ -20,6 +21,7 @@ from tqdm import tqdm
 from tttabpfn.pretraining import state
 from tttabpfn.pretraining.config import TrainConfig
 from tttabpfn.pretraining.export import build_model, export_checkpoint
+from tttabpfn.pretraining.fast import faster
 from tttabpfn.pretraining.muon import MuonAdamW
 from tttabpfn.pretraining.parallel import Team
 from tttabpfn.pretraining.prior.batches import Batch, BatchStream
@@ -70,6 +72,8 @@ class Trainer:
         Whether to go on from the checkpoint in `out`, if there is one.
     init : str, Path or None
         Checkpoint of another run of the same architecture whose averaged weights this run starts from.
+    go_on : bool
+        Whether `init` gives all that a run needs to go on, so that this one is its branch, rather than weights alone.
     team : Team
         Place of this process among those that train together; by default it is alone.
     """
@@ -82,6 +86,7 @@ class Trainer:
         device: str = "cpu",
         resume: bool = False,
         init: str | Path | None = None,
+        go_on: bool = False,
         team: Team | None = None,
     ) -> None:
         self.config = config
@@ -90,7 +95,7 @@ class Trainer:
         self.out.mkdir(parents=True, exist_ok=True)
         self.device = torch.device(device)
         self.model: nn.Module = build_model(config.architecture, config.model, config.seed).to(self.device).train()
-        if init is not None:
+        if init is not None and not go_on:
             self.model.load_state_dict(state.read(init, self.device)["ema"])
         plan = config.schedule
         self.optimizer = MuonAdamW(
@@ -102,9 +107,13 @@ class Trainer:
         self.ema: dict[str, Tensor] = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
         self.step = 0
         self.seconds = 0.0
-        if resume and state.path(self.out).exists():
-            self.step, self.seconds = state.load(self.out, self.model, self.optimizer, self.ema, self.device)
+        source = state.path(self.out) if resume and state.path(self.out).exists() else init if go_on else None
+        if source is not None:
+            self.step, self.seconds = state.load(source, self.model, self.optimizer, self.ema, self.device)
         self._forward: Callable[..., Tensor] = torch.compile(self.model, dynamic=True) if config.compile else self.model
+        # v3.5 has a head for each kind of task and is told at every call which one is meant; v3 knows no such argument.
+        told = "task_type" in inspect.signature(self.model.forward).parameters
+        self._task = {"task_type": "multiclass"} if told else {}
 
     @property
     def progress(self) -> float:
@@ -137,8 +146,8 @@ class Trainer:
         target = y[batch.n_train :].reshape(-1)
         half = self.config.precision == "bfloat16"
         autocast = torch.autocast(self.device.type, torch.bfloat16) if half else contextlib.nullcontext()
-        with autocast:
-            logits = self._forward(X, y[: batch.n_train].to(X.dtype))
+        with self._faster(), autocast:
+            logits = self._forward(X, y[: batch.n_train].to(X.dtype), **self._task)
         logits = logits.float().reshape(target.shape[0], -1)
         loss = F.cross_entropy(logits, target, ignore_index=-100, reduction="sum")
         self.optimizer.zero_grad()
@@ -153,6 +162,12 @@ class Trainer:
         self.step += 1
         self._average()
         return mean_loss, accuracy
+
+    def _faster(self) -> contextlib.AbstractContextManager[None]:
+        half = self.config.precision == "bfloat16_products"
+        if self.device.type != "cpu" or not (half or self.config.kernels):
+            return contextlib.nullcontext()
+        return faster(self.model, kernels=self.config.kernels, half_products=half)
 
     def _share(self, sums: Tensor) -> tuple[float, float]:
         """Turn this process's gradients of summed losses into the team's mean gradients."""

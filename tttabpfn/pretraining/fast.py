@@ -1,0 +1,106 @@
+"""Make a model's training step faster on a CPU, with the model's own weights and structure."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from tabpfn.architectures.shared import attention_backends
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tttabpfn.pretraining import native
+
+__all__ = ["faster"]
+
+FEW_ROWS = 512
+"""Products of fewer rows stay in float32: casts would cost more than they save."""
+
+
+class _NarrowHeads:
+    """Attention backend, by TabPFN's own registry, for float32 heads of at most 16 numbers on a CPU."""
+
+    name = "tttabpfn-narrow-heads"
+
+    def is_preferred(self, spec: attention_backends.AttentionSpec) -> bool:
+        """Whether the kernel can take a call of these shapes."""
+        return (
+            spec.device.type == "cpu"
+            and spec.dtype == torch.float32
+            and spec.head_dim <= native.MAX_WIDTH
+            and spec.quantized_kv_dtype is None
+            and bool(spec.seq_len_kv)
+        )
+
+    def run(self, q_BSHD: Tensor, k_BSJD: Tensor | None, v_BSJD: Tensor | None, **_: Any) -> Tensor:
+        """Attend; see `tttabpfn.pretraining.native.NarrowAttention`."""
+        return native.NarrowAttention.apply(q_BSHD, k_BSJD, v_BSJD)  # type: ignore[no-untyped-call, no-any-return]
+
+
+def _norm(module: nn.RMSNorm) -> Any:
+    def forward(x: Tensor) -> Tensor:
+        if x.dtype != torch.float32 or module.weight is None or module.weight.dtype != torch.float32:
+            return type(module).forward(module, x)
+        eps = torch.finfo(x.dtype).eps if module.eps is None else module.eps
+        return native.RootMeanSquareNorm.apply(x, module.weight, eps)  # type: ignore[no-untyped-call, no-any-return]
+
+    return forward
+
+
+def _linear(module: nn.Linear) -> Any:
+    def forward(x: Tensor) -> Tensor:
+        wide = min(module.weight.shape) >= native.MAX_WIDTH
+        if x.dtype != torch.float32 or not wide or x.numel() < FEW_ROWS * x.shape[-1]:
+            return F.linear(x, module.weight, module.bias)
+        product: Tensor = native.HalfProduct.apply(x, module.weight)  # type: ignore[no-untyped-call]
+        return product if module.bias is None else product + module.bias
+
+    return forward
+
+
+@contextlib.contextmanager
+def faster(model: nn.Module, *, kernels: bool = True, half_products: bool = False) -> Iterator[None]:
+    """Have a model compute its training step with faster operations, and leave it as it was afterwards.
+
+    The weights, their names and what is computed stay the same. Without a C++ compiler the kernels are left out.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        A TabPFN architecture in float32 on a CPU.
+    kernels : bool
+        Whether attention of narrow heads and root-mean-square norms run in compiled kernels (one thread each; the
+        answers differ by rounding).
+    half_products : bool
+        Whether the products of linear maps run in bfloat16 with float32 in and out.
+
+    Examples
+    --------
+    >>> import torch
+    >>> norm = torch.nn.RMSNorm(8)
+    >>> x = torch.arange(16.0).reshape(2, 8)
+    >>> with faster(norm):
+    ...     bool(torch.allclose(norm(x), torch.nn.functional.rms_norm(x, (8,)), atol=1e-6))
+    True
+    """
+    native_ready = kernels and native.library() is not None
+    backend = _NarrowHeads()
+    changed: list[nn.Module] = []
+    for module in model.modules():
+        if isinstance(module, nn.RMSNorm) and native_ready:
+            module.forward = _norm(module)  # type: ignore[method-assign]
+            changed.append(module)
+        elif type(module) is nn.Linear and half_products:
+            module.forward = _linear(module)  # type: ignore[method-assign]
+            changed.append(module)
+    if native_ready:
+        attention_backends.register_attention_backend(backend)
+    try:
+        yield
+    finally:
+        if native_ready:
+            attention_backends.unregister_attention_backend(backend.name)
+        for module in changed:
+            del module.__dict__["forward"]
