@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import log_loss
 
-from tttabpfn.adaptation.guard import judge, row_losses
+from tttabpfn.adaptation.guard import judge, row_losses, weigh
 
 FROZEN = np.random.default_rng(0).uniform(0.3, 1.5, size=200)
 
@@ -54,3 +54,33 @@ def test_row_losses_average_to_the_log_loss_of_scikit_learn():
     labels = rng.integers(0, 3, size=40)
     labels[:4] = [1, 0, 1, 2]
     assert row_losses(probabilities, labels).mean() == pytest.approx(log_loss(labels, probabilities), rel=1e-5)
+
+
+# Seen to fail: with any gain counting in full.
+def test_a_mixture_counts_by_the_probability_of_its_gain():
+    change = np.random.default_rng(1).normal(size=200)
+    change -= change.mean()
+    error = change.std(ddof=1) / np.sqrt(200)
+    for gain, probability in ((-0.5, 0.3085), (0.0, 0.5), (1.0, 0.8413), (5.0, 1.0)):
+        verdict, share = weigh(FROZEN, FROZEN - change - gain * error, min_trust=0.2)
+        assert verdict.accepted
+        assert share == pytest.approx(probability, abs=1e-4)
+        assert verdict.reason.startswith(f"counts {share:.0%} of what predicts: log loss")
+        assert verdict.gain == pytest.approx(gain * error, abs=1e-12)
+
+
+def test_a_mixture_below_the_least_trust_does_not_count_at_all():
+    change = np.random.default_rng(1).normal(size=200)
+    change -= change.mean()
+    worse = FROZEN - change + change.std(ddof=1) / np.sqrt(200)
+    refused, share = weigh(FROZEN, worse, min_trust=0.2)
+    assert (refused.accepted, share) == (False, 0.0)
+    assert weigh(FROZEN, worse, min_trust=0.1)[1] == pytest.approx(0.1587, abs=1e-4)
+
+
+def test_a_mixture_that_is_not_finite_does_not_count():
+    mixed = FROZEN - 1.0
+    mixed[3] = np.nan
+    verdict, share = weigh(FROZEN, mixed, min_trust=0.2)
+    assert (verdict.accepted, share) == (False, 0.0)
+    assert "not finite" in verdict.reason

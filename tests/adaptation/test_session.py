@@ -8,6 +8,7 @@ import pytest
 
 from tttabpfn.adaptation import adapt
 from tttabpfn.adaptation.guard import Verdict
+from tttabpfn.adaptation.outcome import adapted_by_gradient, has_memory
 
 from ..helpers import gradient_settings, same_tensors
 
@@ -53,7 +54,7 @@ def test_a_refusal_leaves_no_weights(session, monkeypatch):
 
 # Seen to fail: with the factor left out of the guard's question, and with it asked of every context.
 def test_more_evidence_is_asked_where_held_back_rows_are_context_at_predict(make_session, monkeypatch):
-    from tttabpfn.adaptation import gradient, memory
+    from tttabpfn.adaptation import gradient
 
     asked = []
 
@@ -61,11 +62,61 @@ def test_more_evidence_is_asked_where_held_back_rows_are_context_at_predict(make
         asked.append(evidence)
         return Verdict(False, "as the test says", 0.1, 0.01)
 
-    for module in (gradient, memory):
-        monkeypatch.setattr(module, "judge", judge)
+    monkeypatch.setattr(gradient, "judge", judge)
     for context_size in (24, None):
-        adapt(make_session(context_size), replace(SETTINGS, adaptation="both"))
-    assert asked == [1.0, 2.0, 1.5, 3.0]
+        adapt(make_session(context_size), SETTINGS)
+    assert asked == [1.0, 1.5]
+
+
+def beside(**changes):
+    """Settings of gradient steps beside a memory, tried whatever there is to gain."""
+    recipe = replace(SETTINGS.recipe, **{"min_held_back": 0, "min_model_share": 0.0, **changes})
+    return replace(SETTINGS, adaptation="both", step_size=None, recipe=recipe)
+
+
+# Seen to fail: with the smallest step size tried first.
+def test_beside_a_memory_the_largest_step_size_alone_is_tried_where_it_does_not_pay(make_session):
+    settings = beside(trial_evidence=1e9)
+    found = adapt(make_session(), settings)
+    assert not adapted_by_gradient(found.tensors)
+    assert has_memory(found.tensors)
+    assert list(found.report.step_sizes_tried) == [max(settings.candidate_step_sizes)]
+    assert "gradient steps refused: given up after a trial of 1 steps" in found.report.reason
+    assert found.report.n_steps == settings.n_steps  # the memory's alone
+    assert same_tensors(found.tensors, adapt(make_session(), replace(settings, adaptation="memory")).tensors)
+
+
+def test_beside_a_memory_all_step_sizes_race_where_they_pay(make_session):
+    settings = beside(trial_evidence=-1e9, evidence=-1e9)
+    report = adapt(make_session(), settings).report
+    assert set(report.step_sizes_tried) == set(settings.candidate_step_sizes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [({"min_held_back": 10_000}, "held-back rows are too few"), ({"min_model_share": 1.1}, "could not add much")],
+)
+def test_gradient_steps_that_cannot_add_to_a_memory_are_not_tried(make_session, monkeypatch, changes, why):
+    from tttabpfn.adaptation.path import GradientPath
+
+    monkeypatch.setattr(GradientPath, "walk", lambda *args, **kwargs: pytest.fail("tried"))
+    found = adapt(make_session(), beside(**changes))
+    assert has_memory(found.tensors)
+    assert why in found.report.reason
+
+
+# Seen to fail: with the trust not asked.
+def test_a_memory_that_is_not_trusted_enough_leaves_nothing(make_session):
+    def asking(min_trust):
+        memory = replace(SETTINGS.recipe.memory, min_trust=min_trust)
+        return replace(SETTINGS, adaptation="memory", recipe=replace(SETTINGS.recipe, memory=memory))
+
+    session = make_session()
+    assert adapt(session, asking(0.0)).tensors
+    refused = adapt(session, asking(1.1))
+    assert refused.tensors == {}
+    assert (refused.report.accepted, refused.report.n_steps, refused.report.shares) == (False, 0, {})
+    assert adapt(session, replace(asking(1.1), guard=False)).tensors
 
 
 def test_sharing_a_session_changes_no_bit(session, make_session):
