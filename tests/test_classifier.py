@@ -83,7 +83,10 @@ def test_set_params_has_no_effect_until_the_next_fit(classifier, table):
     np.testing.assert_array_equal(fitted.predict_proba(X_new), plain_on_context(fitted, X, y).predict_proba(X_new))
 
 
-@pytest.mark.parametrize(("size", "kept"), [(None, 80), (30, 30), (0.25, 20), (500, 80), (3, 3), (np.int64(12), 12)])
+# A share comes to 64 rows at least; a number of rows is taken as it is.
+@pytest.mark.parametrize(
+    ("size", "kept"), [(None, 80), (30, 30), (0.25, 64), (0.9, 72), (500, 80), (3, 3), (np.int64(12), 12)]
+)
 def test_context_size(classifier, table, size, kept):
     X, y, _, _ = table
     fitted = classifier(context_size=size, n_steps=0).fit(X, y)
