@@ -50,9 +50,12 @@ def _adapt(session: Session, settings: Settings, progress: Progress | None, dead
     if settings.adaptation == "memory":
         return _memory_alone(session, settings, written)
     held_back, beside = session.split.held_back, None
-    if written.memory is not None and len(held_back):
-        given = session.scores.finished(written.probabilities_of(held_back))
-        beside = BesideMemory(row_losses(given, session.labels[held_back]), float(written.memory.shares[0]))
+    if written.memory is not None:
+        losses = np.empty(0)
+        if len(held_back):
+            given = session.scores.finished(written.probabilities_of(held_back))
+            losses = row_losses(given, session.labels[held_back])
+        beside = BesideMemory(losses, float(written.memory.shares[0]))
     gradient = GradientAdaptation(session, settings, progress, deadline, beside)
     outcome = gradient.run()
     return _both(session, settings, written, outcome, gradient.train_on_held_back(outcome))
@@ -93,14 +96,15 @@ def _both(
         tensors |= gradient.tensors | share_tensors(outcome.share)
         shares = {name: share * (1.0 - outcome.share) for name, share in shares.items()}
         shares = {"TabPFN, adapted by gradient steps": outcome.share} | shares
-        # The held-back rows alone have been scored by all that predicts.
-        frozen = written.before[np.isin(written.rows, session.split.held_back)]
-        fields |= {
-            "loss_frozen": float(frozen.mean()),
-            "loss_adapted": report.loss_adapted,
-            "gain_standard_error": report.gain_standard_error,
-            "n_held_back": report.n_held_back,
-        }
+        if report.n_held_back:
+            # The held-back rows alone have been scored by all that predicts.
+            frozen = written.before[np.isin(written.rows, session.split.held_back)]
+            fields |= {
+                "loss_frozen": float(frozen.mean()),
+                "loss_adapted": report.loss_adapted,
+                "gain_standard_error": report.gain_standard_error,
+                "n_held_back": report.n_held_back,
+            }
     fields |= {
         "accepted": True,
         "n_steps": settings.n_steps + report.n_steps,

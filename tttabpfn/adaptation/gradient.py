@@ -106,13 +106,14 @@ class GradientAdaptation:
             Its weights have seen no held-back row, unless nobody asked for a comparison.
         """
         session, settings = self.session, self.settings
+        why_not = self._why_not()
+        if why_not:
+            notes = (why_not,) if self.deadline.has_passed() else ()
+            return GradientOutcome(Adaptation({}, self._report(accepted=False, reason=why_not, notes=notes)))
         if len(session.split.held_back) == 0:
             return self._without_evidence("too few demonstrations to hold any back, so nothing could be compared")
         if not settings.guard and settings.step_size is not None:
             return self._without_evidence("guard=False and a given step size: no row was held back")
-        why_not = self._why_not()
-        if why_not:
-            return GradientOutcome(Adaptation({}, self._report(accepted=False, reason=why_not)))
         step_size, tried, point, losses = self._race()
         if point.step and not self._pays(losses):
             return self._given_up(step_size, tried, point, losses)
@@ -139,7 +140,7 @@ class GradientAdaptation:
     def _why_not(self) -> str:
         """Why gradient steps are not even tried; empty if they are."""
         if self.deadline.has_passed():
-            return "the time limit left no time for them"
+            return "the time limit left no time for gradient steps"
         if self.beside is None or not self.settings.guard:
             return ""
         if len(self.beside.losses) < self.recipe.min_held_back:
@@ -300,7 +301,8 @@ class GradientAdaptation:
             step_losses=end.losses,
             notes=end.notes,
         )
-        return GradientOutcome(Adaptation(self._tensors(end), report))
+        share = 1.0 if self.beside is None else 1.0 - self.recipe.memory_share
+        return GradientOutcome(Adaptation(self._tensors(end), report), share=share)
 
     def _score(self, point: PathPoint) -> NDArray[np.float64]:
         self.path.fast.load(point.weights)

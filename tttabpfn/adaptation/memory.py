@@ -109,6 +109,9 @@ class MemoryWriter:
 
         written = self._written(inputs, scale, labels, folds, log_shares)
         frozen = self._averaged(embedded.logits)
+        if not written:
+            verdict = Verdict(False, "the time limit left no time to write any part", 0.0, np.inf)
+            return WrittenMemory(None, verdict, rows, frozen, tuple(self.notes))
         parts = np.stack([frozen, *(self._averaged(one.logits) for one in written)]).astype(np.float64)
         prior = _prior(len(written), recipe.model_share)
         crossed = cross_fitted_mixture(parts, labels, folds, prior, recipe.prior_rows)
@@ -121,8 +124,8 @@ class MemoryWriter:
             verdict, share = weigh(before, after, min_trust=recipe.min_trust)
         if not self.guard:
             verdict, share = replace(verdict, accepted=True, reason=f"guard=False; {verdict.reason}"), 1.0
-        if not written or not verdict.accepted:
-            return WrittenMemory(None, replace(verdict, accepted=False), rows, frozen, tuple(self.notes), before, after)
+        if not verdict.accepted:
+            return WrittenMemory(None, verdict, rows, frozen, tuple(self.notes), before, after)
 
         chosen = parts[:, np.arange(len(labels)), labels]
         kept = share * mixture_shares(chosen, prior, recipe.prior_rows)
@@ -170,8 +173,11 @@ class MemoryWriter:
         outside = np.setdiff1d(np.arange(len(labels)), context)
         if len(outside) > recipe.max_rows:
             self.notes.append(f"the memory reads {recipe.max_rows} of {len(outside)} rows outside the context")
-            rng = seeded(self.seed, ROWS_BRANCH)
-            outside = np.sort(stratified_rows(labels, outside, recipe.max_rows, rng, every_class=False))
+            # Gradient steps beside the memory are judged on the session's held-back rows: it has to have read these.
+            known = np.intersect1d(outside, session.split.held_back)
+            rng, size = seeded(self.seed, ROWS_BRANCH), max(0, recipe.max_rows - len(known))
+            drawn = stratified_rows(labels, np.setdiff1d(outside, known), size, rng, every_class=False)
+            outside = np.union1d(known, drawn)
         # Rows of the context are embedded part by part, given the others; one row of every class stays in all of them.
         parts = query_folds(labels, context, recipe.folds, seeded(self.seed, PART_BRANCH), keep_out=context)
         if len(outside) + sum(map(len, parts)) < MIN_ROWS:

@@ -37,7 +37,7 @@ class Recipe:
     evidence : float
         Standard errors by which the held-back gain must exceed zero to be accepted.
     in_context_evidence : float
-        Factor on the evidence asked for, of gradient steps and memory alike, where the held-back rows are context at
+        Factor on the evidence asked for of gradient steps where the held-back rows are context at
         predict: they are then judged with a smaller context than predicts, and gain more than new rows will.
     memory_share : float
         Prior share of a memory in its mixture with the adapted network.
