@@ -32,7 +32,6 @@ def cases(pages, language):
     ]
 
 
-# Seen to fail: with `neutral` in place of `pretrained_weight` in the theory's example.
 @pytest.mark.parametrize("code", cases(EXAMPLES, "python"))
 def test_an_example_runs_as_it_stands(code, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
@@ -61,7 +60,6 @@ def help_of(*program):
     ).stdout
 
 
-# Seen to fail: with `--most-gflop`, a former name of `--max-gflop`.
 @pytest.mark.parametrize("command", commands())
 def test_a_command_names_a_program_and_options_that_exist(command):
     words = shlex.split(command)
