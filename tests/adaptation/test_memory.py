@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pickle
 import subprocess
 import sys
@@ -17,6 +18,8 @@ from tests.helpers import base_weights, fast_weights, key_of, plain_on_context, 
 from tests.tiny_models import GENERATIONS
 from tttabpfn import FastWeightCache
 from tttabpfn import tabpfn_adapter as adapter
+from tttabpfn.adaptation.deadline import Deadline
+from tttabpfn.adaptation.memory import MemoryWriter
 from tttabpfn.adaptation.outcome import gradient_share, has_memory, memory_of
 from tttabpfn.prediction.predictor import build_predictor
 
@@ -338,3 +341,28 @@ def test_bundled_base_gains_from_memory():
     frozen = log_loss(y[260:], plain_on_context(made, X, y).predict_proba(X[260:]))
     assert made.adaptation_report().accepted
     assert log_loss(y[260:], made.predict_proba(X[260:])) < frozen
+
+
+# Seen to fail: with the share of the adapted network left at 1 where no row was held back.
+def test_without_evidence_the_memory_keeps_its_prior_share(classifier, clusters):
+    X, y, *_ = clusters
+    made = classifier(adaptation="both", guard=False, step_size=1e-3, n_steps=2, context_size=40).fit(X, y)
+    report = made.adaptation_report()
+    share = 1.0 - made._fitted.settings.recipe.memory_share
+    assert report.shares["TabPFN, adapted by gradient steps"] == pytest.approx(share)
+    assert sum(report.shares.values()) == pytest.approx(1.0)
+    assert report.loss_frozen is not None
+    assert report.loss_adapted is not None
+    assert report.n_held_back > 0
+
+
+# Seen to fail: with the rows that a memory reads drawn from all rows alike.
+def test_a_memory_of_some_rows_reads_those_that_judge_gradient_steps(classifier, clusters):
+    X, y, *_ = clusters
+    fitted = classifier(adaptation="memory", guard=True, step_size="auto", n_steps=3, context_size=40).fit(X, y)
+    session, settings = fitted._lookup().session(), fitted._fitted.settings
+    memory = dataclasses.replace(settings.recipe.memory, max_rows=60)
+    some = dataclasses.replace(settings, recipe=dataclasses.replace(settings.recipe, memory=memory))
+    written = MemoryWriter(session, some, Deadline(None)).run()
+    assert len(written.rows) < len(X) - 40
+    assert set(session.split.held_back) <= set(written.rows)
