@@ -32,7 +32,15 @@ from _running import Run, add_options, base_checkpoint, digest, file_digest, run
 
 CLASSICAL = ("logistic_regression", "lightgbm", "catboost")
 MODELS = ("frozen_full", "ttt_full", "frozen_fifth", "ttt_fifth", *CLASSICAL)
-METRICS = ("accuracy", "log_loss", "roc_auc_ovo", "calibration_error", "seconds", "later_seconds")
+METRICS = (
+    "accuracy",
+    "log_loss",
+    "roc_auc_ovo",
+    "calibration_error",
+    "seconds",
+    "processor_seconds",
+    "later_seconds",
+)
 FIFTH = 0.2
 BOUND = 0.01
 
@@ -76,6 +84,8 @@ def aggregate(rows: list[dict[str, Any]], sources: dict[str, str], group: str) -
     """Mean over seeds per table and model, means and wins over tables by group, and the guard's decisions."""
     cells: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for row in rows:
+        if row["table"] not in sources:
+            continue
         cells.setdefault(row["table"], {}).setdefault(row["model"], []).append(row)
     complete = {table: models for table, models in cells.items() if set(models) == set(MODELS)}
     means = {

@@ -28,7 +28,8 @@ def cases(pages, language):
     ]
 
 
-@pytest.mark.parametrize("code", cases(EXAMPLES, "python"))
+# A block of a session, with its prompts and answers, is for doctest: `tests/lact/test_lact_readme.py` runs those.
+@pytest.mark.parametrize("code", [case for case in cases(EXAMPLES, "python") if ">>>" not in case.values[0]])
 def test_an_example_runs_as_it_stands(code, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     state = torch.get_rng_state()
