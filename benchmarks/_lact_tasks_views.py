@@ -22,9 +22,9 @@ LARGE = 64
 
 def jobs(options: argparse.Namespace) -> list[dict[str, Any]]:
     """LaCT and full attention, and LaCT's rules and forms, over seeds."""
-    base = {"kind": "lact", "rule": "muon", "form": "full"}
+    base = {"kind": "lact", "rule": "plain", "form": "full"}
     mixers = [{**base, "part": "mixers", "kind": kind} for kind in ("lact", "full")]
-    rest = [{**base, "part": "rules", "rule": "plain"}, {**base, "part": "forms", "form": "last layer"}]
+    rest = [{**base, "part": "rules", "rule": "muon"}, {**base, "part": "forms", "form": "last layer"}]
     rest.append({**base, "part": "forms", "form": "sum"})
     seeds = range(options.seeds)
     return [{**one, "seed": s} for s in seeds for one in mixers] + [{**one, "seed": s} for s in seeds for one in rest]
