@@ -22,9 +22,9 @@ LARGE = 64
 
 def jobs(options: argparse.Namespace) -> list[dict[str, Any]]:
     """LaCT and full attention, and LaCT's rules and forms, over seeds."""
-    base = {"kind": "lact", "rule": "muon", "form": "full"}
+    base = {"kind": "lact", "rule": "plain", "form": "full"}
     mixers = [{**base, "part": "mixers", "kind": kind} for kind in ("lact", "full")]
-    rest = [{**base, "part": "rules", "rule": "plain"}, {**base, "part": "forms", "form": "last layer"}]
+    rest = [{**base, "part": "rules", "rule": "muon"}, {**base, "part": "forms", "form": "last layer"}]
     rest.append({**base, "part": "forms", "form": "sum"})
     seeds = range(options.seeds)
     return [{**one, "seed": s} for s in seeds for one in mixers] + [{**one, "seed": s} for s in seeds for one in rest]
@@ -131,7 +131,9 @@ def measure(job: dict[str, Any], options: argparse.Namespace, source: Source) ->
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
     seconds = time.perf_counter() - start
-    row = {"psnr": [psnr(model, source, options, n) for n in options.views], "views": options.views}
+    row: dict[str, Any] = {"views": options.views}
+    for name, other in (("psnr", False), ("psnr_other_scene", True)):
+        row[name] = [psnr(model, source, options, n, other) for n in options.views]
     row["psnr_16"] = dict(zip(options.views, row["psnr"], strict=True)).get(16)
     row["render_seconds"] = [render_seconds(model, source, options, n) for n in options.views]
     wide = Source(argparse.Namespace(size=LARGE, patch=options.patch))
@@ -142,13 +144,19 @@ def measure(job: dict[str, Any], options: argparse.Namespace, source: Source) ->
 
 
 @torch.no_grad()
-def psnr(model: ViewModel, source: Source, options: argparse.Namespace, n: int) -> float:
-    """Mean over held-back scenes, in dB; the same scenes and targets for every model."""
+def psnr(model: ViewModel, source: Source, options: argparse.Namespace, n: int, other: bool = False) -> float:
+    """Mean over held-back scenes, in dB; the same scenes and targets for every model and number of views.
+
+    `other` gives the model the views of another scene: what is lost tells how much it takes from them.
+    """
     per_view, found = source.describe()["tokens_per_view"], []
     for index in range(options.eval_scenes):
-        colours, rays = source.views(np.random.default_rng(10_000 + index), 1, n + options.targets)
-        wanted = colours[:, n * per_view :]
-        error = F.mse_loss(model(colours[:, : n * per_view], rays), wanted)
+        colours, rays = source.views(np.random.default_rng(10_000 + index), 1, max(options.views) + options.targets)
+        first = options.targets * per_view
+        wanted, seen = colours[:, :first], slice(first, first + n * per_view)
+        if other:
+            colours = source.views(np.random.default_rng(20_000 + index), 1, max(options.views) + options.targets)[0]
+        error = F.mse_loss(model(colours[:, seen], torch.cat([rays[:, seen], rays[:, :first]], dim=1)), wanted)
         found.append(-10 * math.log10(float(error)))
     return sum(found) / len(found)
 

@@ -45,6 +45,7 @@ def options_of(arguments: list[str] | None = None) -> argparse.Namespace:
     made.add_argument("--rate", type=float, help="learning rate; default: the task's own")
     made.add_argument("--base-rate", type=float, default=0.01, help="rate of LaCT's tokens at initialisation")
     made.add_argument("--parts", nargs="*", help="only these parts: text has mixers, rules, forms, chunks and states")
+    made.add_argument("--kinds", nargs="*", help="only these ways to mix tokens: lact, linear, window, full")
     made.add_argument("--smoke", action="store_true", help="smallest sizes, to see that everything runs")
     made.add_argument("--threads", type=int, default=1)
     made.add_argument("--minutes", type=float, help="stop before a row that would start later than this")
@@ -61,10 +62,11 @@ def main(arguments: list[str] | None = None) -> None:
     options = options_of(arguments)
     use_threads(options)
     task = importlib.import_module(f"_lact_tasks_{options.task}")
-    hidden = ("out", "plot", "resume", "minutes", "parts", "seeds", "smoke", "threads")
+    hidden = ("out", "plot", "resume", "minutes", "parts", "kinds", "seeds", "smoke", "threads")
     settings = {name: value for name, value in vars(options).items() if name not in hidden}
     source = task.Corpus(options.context) if options.task == "text" else task.Source(options)
     chosen = [job for job in task.jobs(options) if options.parts is None or job["part"] in options.parts]
+    chosen = [job for job in chosen if options.kinds is None or job["kind"] in options.kinds]
     depends = digest(settings, source.describe(), torch.__version__)
     run = Run(
         options,
