@@ -36,7 +36,7 @@ class _NarrowHeads:
 
     def run(self, q_BSHD: Tensor, k_BSJD: Tensor | None, v_BSJD: Tensor | None, **_: Any) -> Tensor:
         """Attend; see `tttabpfn.pretraining.native.NarrowAttention`."""
-        return native.NarrowAttention.apply(q_BSHD, k_BSJD, v_BSJD)  # type: ignore[no-untyped-call, no-any-return]
+        return native.NarrowAttention.apply(q_BSHD, k_BSJD, v_BSJD)
 
 
 def _norm(module: nn.RMSNorm) -> Any:
@@ -44,7 +44,7 @@ def _norm(module: nn.RMSNorm) -> Any:
         if x.dtype != torch.float32 or module.weight is None or module.weight.dtype != torch.float32:
             return type(module).forward(module, x)
         eps = torch.finfo(x.dtype).eps if module.eps is None else module.eps
-        return native.RootMeanSquareNorm.apply(x, module.weight, eps)  # type: ignore[no-untyped-call, no-any-return]
+        return native.RootMeanSquareNorm.apply(x, module.weight, eps)
 
     return forward
 
@@ -54,7 +54,7 @@ def _linear(module: nn.Linear) -> Any:
         wide = min(module.weight.shape) >= native.MAX_WIDTH
         if x.dtype != torch.float32 or not wide or x.numel() < FEW_ROWS * x.shape[-1]:
             return F.linear(x, module.weight, module.bias)
-        product: Tensor = native.HalfProduct.apply(x, module.weight)  # type: ignore[no-untyped-call]
+        product: Tensor = native.HalfProduct.apply(x, module.weight)
         return product if module.bias is None else product + module.bias
 
     return forward
