@@ -71,10 +71,10 @@ def _label(rng: np.random.Generator, kind: str, levels: Levels, n_classes: int) 
     return {"lookup": lookup, "logic": logic, "tree": tree}[kind](rng, levels, n_classes)
 
 
-def _drivers(rng: np.random.Generator, kind: str, n_columns: int, n_classes: int) -> int:
+def _drivers(rng: np.random.Generator, kind: str, n_columns: int) -> int:
     """How many columns a rule reads."""
     most = {"xor": 2, "parity": 5, "lookup": 4, "logic": 6, "tree": 8}[kind]
-    return int(min(n_columns, rng.integers(2, most + 1)))
+    return min(n_columns, int(rng.integers(2, most + 1)))
 
 
 def _noisy(rng: np.random.Generator, labels: Labels, n_classes: int) -> Labels:
@@ -113,7 +113,7 @@ def rule_task(rng: np.random.Generator, n_rows: int, n_columns: int, n_classes: 
     labels : ndarray of shape (n_rows,), int64
     """
     kind = str(rng.choice(list(KINDS), p=list(KINDS.values())))
-    used = _drivers(rng, kind, n_columns, n_classes)
+    used = _drivers(rng, kind, n_columns)
     blind = kind in ("xor", "parity")
     most = n_classes if blind else int(rng.choice([2, 3, 4]))
     counts = [most if blind else int(rng.integers(2, most + 1)) for _ in range(used)]
@@ -150,7 +150,7 @@ def categorical_task(rng: np.random.Generator, n_rows: int, n_columns: int, n_cl
     if kind == "effects":
         labels = _by_effects(rng, levels, counts, n_classes)
     else:
-        used = rng.permutation(n_columns)[: _drivers(rng, kind, n_columns, n_classes)]
+        used = rng.permutation(n_columns)[: _drivers(rng, kind, n_columns)]
         labels = _label(rng, kind, levels[:, used], n_classes)
     return levels.astype(np.float32), _noisy(rng, labels, n_classes)
 
