@@ -78,12 +78,28 @@ def _norm(module: nn.RMSNorm) -> Any:
     return forward
 
 
-def _linear(module: nn.Linear) -> Any:
+class _Casts:
+    """The last tensor that was turned into bfloat16: queries, keys and values are made of one and the same."""
+
+    def __init__(self) -> None:
+        self.source: Tensor | None = None
+        self.version = -1
+        self.rows = torch.empty(0)
+
+    def of(self, x: Tensor) -> Tensor:
+        """Return `x` in bfloat16 as `(-1, D)`."""
+        if x is not self.source or x._version != self.version:
+            self.rows = x.detach().reshape(-1, x.shape[-1]).bfloat16()
+            self.source, self.version = x, x._version
+        return self.rows
+
+
+def _linear(module: nn.Linear, casts: _Casts) -> Any:
     def forward(x: Tensor) -> Tensor:
         wide = min(module.weight.shape) >= native.MAX_WIDTH
         if x.dtype != torch.float32 or not wide or x.numel() < FEW_ROWS * x.shape[-1]:
             return F.linear(x, module.weight, module.bias)
-        product: Tensor = native.HalfProduct.apply(x, module.weight)
+        product: Tensor = native.HalfProduct.apply(x, module.weight, casts.of(x))
         return product if module.bias is None else product + module.bias
 
     return forward
@@ -122,13 +138,14 @@ def faster(model: nn.Module, *, kernels: bool = True, half_products: bool = Fals
         backends.append(_HalfAttention())
     if native_ready:
         backends.append(_NarrowHeads())
+    casts = _Casts()
     changed: list[nn.Module] = []
     for module in model.modules():
         if isinstance(module, nn.RMSNorm) and native_ready:
             module.forward = _norm(module)  # type: ignore[method-assign]
             changed.append(module)
         elif type(module) is nn.Linear and half_products:
-            module.forward = _linear(module)  # type: ignore[method-assign]
+            module.forward = _linear(module, casts)  # type: ignore[method-assign]
             changed.append(module)
     for backend in backends:
         attention_backends.register_attention_backend(backend)
