@@ -10,7 +10,7 @@ from tttabpfn.pretraining.config import load_config, parse_config
 from tttabpfn.pretraining.export import build_model
 
 
-@pytest.mark.parametrize("name", ["cpu", "gpu"])
+@pytest.mark.parametrize("name", ["cpu", "cpu_v2", "gpu"])
 def test_shipped_configurations_build_their_model(name):
     config = load_config(name)
     model = build_model(config.architecture, config.model, config.seed)

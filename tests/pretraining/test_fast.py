@@ -1,16 +1,17 @@
 """The faster training step: equal answers and gradients, and a model left as it was."""
 
 import contextlib
+import dataclasses
 
 import pytest
 import torch
-from tabpfn.architectures.shared.attention_backends import registered_attention_backends
+from tabpfn.architectures.shared.attention_backends import AttentionSpec, registered_attention_backends
 from torch.nn import functional as F
 
 from tttabpfn.pretraining import native
 from tttabpfn.pretraining.config import parse_config
 from tttabpfn.pretraining.export import build_model
-from tttabpfn.pretraining.fast import faster
+from tttabpfn.pretraining.fast import _HalfAttention, faster
 from tttabpfn.pretraining.prior import sample_batch
 from tttabpfn.pretraining.train import Trainer
 
@@ -57,6 +58,22 @@ def test_the_norm_equals_torchs(width):
     theirs = outcome(lambda x, w: F.rms_norm(x, (width,), w), inputs)
     for found, expected in zip(ours, theirs, strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("queries", "keys", "kv_heads"), [(9, 30, 6), (40, 25, 2)])
+def test_half_attention_equals_torchs_to_half_precision(queries, keys, kv_heads):
+    inputs = [draw(2, queries, 6, 32, seed=1), draw(2, keys, kv_heads, 32, seed=2), draw(2, keys, kv_heads, 32, seed=3)]
+    ours, theirs = outcome(_HalfAttention().run, inputs), outcome(reference_attention, inputs)
+    for found, expected in zip(ours, theirs, strict=True):
+        assert found.dtype == torch.float32
+        assert (found - expected).norm() < 1e-2 * expected.norm()
+
+
+def test_half_attention_leaves_large_calls_alone():
+    spec = AttentionSpec(4000, 4000, 6, 6, 32, torch.float32, torch.device("cpu"), 4)
+    assert not _HalfAttention().is_preferred(spec)
+    assert _HalfAttention().is_preferred(dataclasses.replace(spec, seq_len_q=100))
+    assert not _HalfAttention().is_preferred(dataclasses.replace(spec, seq_len_q=100, dtype=torch.float64))
 
 
 def v3_5(values):

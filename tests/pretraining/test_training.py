@@ -39,7 +39,9 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(config, tmp_path):
     assert parts.progress == 1.0
 
 
-def test_the_exported_file_loads_in_plain_tabpfn_and_predicts(config, tmp_path):
+@pytest.mark.parametrize("architecture", ["tabpfn_v3", "tabpfn_v3_5"])
+def test_the_exported_file_loads_in_plain_tabpfn_and_predicts(values, tmp_path, architecture):
+    config = parse_config({**values, "architecture": architecture})
     path = Trainer(config, tmp_path).run(stop_after=1, report=lambda record: None)
     X, y = load_iris(return_X_y=True)
     model = TabPFNClassifier(model_path=str(path), device="cpu", n_estimators=2, random_state=0)

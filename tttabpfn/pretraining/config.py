@@ -24,10 +24,11 @@ class PriorConfig:
     Parameters
     ----------
     families : dict of str to float
-        Relative frequency of the task families ``function``, ``graph`` and ``cluster``.
-    categorical, missing, junk, redundant, products, label_noise : float
+        Relative frequency of the task families ``function``, ``graph`` and ``cluster``, and of ``rule`` and
+        ``categorical``, which may be left out.
+    categorical, missing, junk, redundant, products, label_noise, rare : float
         Probability that a table has categorical columns, missing cells, uninformative columns, columns computed from
-        others, products of two columns among its columns, or flipped labels.
+        others, products of two columns among its columns, flipped labels, or columns of many rare levels.
     """
 
     families: dict[str, float] = field(default_factory=lambda: {"function": 0.4, "graph": 0.35, "cluster": 0.25})
@@ -37,6 +38,7 @@ class PriorConfig:
     redundant: float = 0.25
     products: float = 0.0
     label_noise: float = 0.3
+    rare: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -204,10 +206,14 @@ def _check(config: TrainConfig) -> None:
                 f"phases, number {number}: `max_classes` must be from 2 to the model's max_num_classes, "
                 f"got {phase.max_classes}"
             )
-    known = {"function", "graph", "cluster"}
-    if set(config.prior.families) != known or min(config.prior.families.values()) < 0:
-        raise ValueError(f"prior: `families` needs the keys {sorted(known)} with values >= 0")
-    for name in ("categorical", "missing", "junk", "redundant", "products", "label_noise"):
+    needed, known = {"function", "graph", "cluster"}, {"function", "graph", "cluster", "rule", "categorical"}
+    families = config.prior.families
+    if not needed <= set(families) <= known or min(families.values()) < 0 or not sum(families.values()) > 0:
+        raise ValueError(
+            f"prior: `families` needs the keys {sorted(needed)}, may have {sorted(known - needed)}, with values >= 0 "
+            f"that are not all 0, got {families}"
+        )
+    for name in ("categorical", "missing", "junk", "redundant", "products", "label_noise", "rare"):
         if not 0 <= getattr(config.prior, name) <= 1:
             raise ValueError(f"prior: `{name}` must be in [0, 1], got {getattr(config.prior, name)}")
     if config.precision not in PRECISIONS:

@@ -69,6 +69,20 @@ def inference_settings(overrides: Mapping[str, Any]) -> dict[str, Any]:
     return dataclasses.asdict(default.override_with_user_input_and_resolve_auto(dict(overrides)))
 
 
+def _with_a_regression_head(
+    model: Mapping[str, Any], weights: Mapping[str, Tensor]
+) -> tuple[Mapping[str, Any], Mapping[str, Tensor]]:
+    """Give v3.5 a regression head of one bucket where it has an empty one, at whose loading torch would warn."""
+    head = "heads.output_projection"
+    if head + ".weight" not in weights or model.get("num_buckets") != 0:
+        return model, weights
+    filled = dict(weights)
+    filled[head + ".weight"] = torch.zeros(1, weights[head + ".weight"].shape[1])
+    filled[head + ".bias"] = torch.zeros(1)
+    filled["heads.regression_borders"] = torch.tensor([-1.0, 1.0])
+    return {**model, "num_buckets": 1}, filled
+
+
 def export_checkpoint(
     path: str | Path,
     weights: Mapping[str, Tensor],
@@ -99,6 +113,7 @@ def export_checkpoint(
         `path`.
     """
     path = Path(path)
+    model, weights = _with_a_regression_head(model, weights)
     config, _ = ARCHITECTURES[architecture].parse_config(dict(model))
     metadata = {
         "architecture_name": json.dumps(architecture),

@@ -32,6 +32,8 @@ class MuonAdamW:
         Decays of AdamW's first and second moments.
     weight_decay : float
         Decoupled weight decay, relative to the step size; matrices only.
+    half : bool
+        Whether matrices are orthogonalised in bfloat16.
 
     References
     ----------
@@ -47,9 +49,10 @@ class MuonAdamW:
         momentum: float = 0.95,
         betas: tuple[float, float] = (0.9, 0.98),
         weight_decay: float = 0.0,
+        half: bool = False,
     ) -> None:
         self.muon_lr, self.adamw_lr = muon_lr, adamw_lr
-        self.momentum, self.betas, self.weight_decay = momentum, betas, weight_decay
+        self.momentum, self.betas, self.weight_decay, self.half = momentum, betas, weight_decay, half
         self.matrices: dict[torch.Size, dict[str, nn.Parameter]] = defaultdict(dict)
         self.others: dict[str, nn.Parameter] = {}
         self.state: dict[str, dict[str, Tensor]] = {}
@@ -109,7 +112,7 @@ class MuonAdamW:
             return
         lr = self.muon_lr * scale
         step_size = lr * max(1.0, shape[0] / shape[1]) ** 0.5
-        dtype = "bfloat16" if updates[0].dtype == torch.bfloat16 else "float32"
+        dtype = "bfloat16" if self.half or updates[0].dtype == torch.bfloat16 else "float32"
         orthogonal = newton_schulz(torch.stack(updates), "fixed", 5, dtype)
         for parameter, update in zip(group.values(), orthogonal, strict=True):
             parameter.mul_(1 - lr * self.weight_decay).sub_(update, alpha=step_size)

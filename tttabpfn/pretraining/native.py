@@ -124,16 +124,16 @@ class HalfProduct(Function):
     """Linear map whose three products run in bfloat16; what goes in and out stays float32."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
-        """Return ``x @ weight.T``."""
-        rows, matrix = x.reshape(-1, x.shape[-1]).bfloat16(), weight.bfloat16()
+    def forward(ctx: Any, x: Tensor, weight: Tensor, rows: Tensor) -> Tensor:
+        """Return ``x @ weight.T``; `rows` is `x` in bfloat16, `(-1, D)`."""
+        matrix = weight.bfloat16()
         ctx.save_for_backward(rows, matrix)
         return (rows @ matrix.T).float().view(*x.shape[:-1], weight.shape[0])
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor, None]:
         """Return the gradients of the rows and of the matrix."""
         rows, matrix = ctx.saved_tensors
         g = gradients[0].reshape(-1, matrix.shape[0]).bfloat16()
         g_x = (g @ matrix).float().view(*gradients[0].shape[:-1], matrix.shape[1]) if ctx.needs_input_grad[0] else None
-        return g_x, (g.T @ rows).float()
+        return g_x, (g.T @ rows).float(), None

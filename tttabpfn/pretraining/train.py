@@ -103,6 +103,7 @@ class Trainer:
             muon_lr=plan.muon_lr,
             adamw_lr=plan.adamw_lr,
             weight_decay=plan.weight_decay,
+            half=config.precision == "bfloat16_products",
         )
         self.ema: dict[str, Tensor] = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
         self.step = 0

@@ -58,6 +58,30 @@ def _to_category(rng: np.random.Generator, column: Array, ordered: bool) -> Arra
     return (codes if ordered else rng.permutation(levels)[codes]).astype(np.float32)
 
 
+def rare_levels(rng: np.random.Generator, column: Array) -> Array:
+    """Turn a column into 50 to 2,000 levels in random order, most of them rare, that still carry some of its effect.
+
+    Parameters
+    ----------
+    rng : numpy.random.Generator
+        Source of the levels.
+    column : ndarray of shape (n_rows,)
+        Standardised effect.
+
+    Returns
+    -------
+    ndarray of shape (n_rows,)
+        Level numbers, at most as many as there are rows.
+    """
+    n_rows = len(column)
+    levels = min(int(np.exp(rng.uniform(np.log(50), np.log(2000)))), n_rows)
+    share = rng.uniform(0.2, 1.0)
+    effect = share * column + np.sqrt(1 - share * share) * rng.normal(size=n_rows)
+    sizes = rng.dirichlet(np.full(levels, rng.choice([0.3, 1.0, 10.0])))
+    bins = np.searchsorted(np.cumsum(sizes)[:-1], (np.argsort(np.argsort(effect)) + 0.5) / n_rows)
+    return rng.permutation(levels)[bins].astype(np.float32)
+
+
 def coarsen(rng: np.random.Generator, values: Array) -> Array:
     """Replace every column by a few ordered levels, as in tables of ratings and counts."""
     out = np.empty_like(values)
@@ -133,6 +157,9 @@ def dress(rng: np.random.Generator, values: Array, config: PriorConfig) -> Array
         ordered = rng.random()
         for column in np.flatnonzero(rng.random(n_columns) < share):
             out[:, column] = _to_category(rng, out[:, column], rng.random() < ordered)
+    if config.rare and rng.random() < config.rare:
+        for column in rng.permutation(n_columns)[: int(rng.integers(1, 4))]:
+            out[:, column] = rare_levels(rng, values[:, column])
     return out
 
 

@@ -18,6 +18,7 @@ from tttabpfn.pretraining.prior.labels import (
     tidy,
 )
 from tttabpfn.pretraining.prior.mechanisms import Array, activate, apply, standardise
+from tttabpfn.pretraining.prior.rules import categorical_task, rule_task
 
 if TYPE_CHECKING:
     from tttabpfn.pretraining.config import PriorConfig
@@ -124,7 +125,12 @@ FAMILIES: dict[str, Callable[[np.random.Generator, int, int, int], Task]] = {
     "function": function_task,
     "graph": graph_task,
     "cluster": cluster_task,
+    "rule": rule_task,
+    "categorical": categorical_task,
 }
+
+DISCRETE = ("rule", "categorical")
+"""Families whose columns are observed as they are: noise and warps would only hide the rule."""
 
 
 def sample_task(
@@ -161,7 +167,7 @@ def sample_task(
     ((100, 5), (100,))
     """
     family_names = list(FAMILIES)
-    family_share = np.array([config.families[name] for name in family_names], dtype=float)
+    family_share = np.array([config.families.get(name, 0.0) for name in family_names], dtype=float)
     family_share /= family_share.sum()
     while True:
         n_classes = class_count(rng, min(max_classes, max(2, n_train // 6)))
@@ -173,8 +179,13 @@ def sample_task(
         n_free = n_columns - n_junk - n_products
         if n_free > 3 and rng.random() < config.redundant:
             n_extra = int(rng.integers(1, n_free // 2 + 1))
-        family = FAMILIES[str(rng.choice(family_names, p=family_share))]
-        values, labels = family(rng, n_rows, n_free - n_extra, n_classes)
+        family = str(rng.choice(family_names, p=family_share))
+        if family in DISCRETE:
+            n_products = n_extra = 0
+            n_junk = min(n_junk, max(0, n_columns - 2))
+            n_free = n_columns - n_junk
+            n_classes = min(n_classes, int(rng.choice([2, 2, 2, 3, 4, n_classes])))
+        values, labels = FAMILIES[family](rng, n_rows, n_free - n_extra, n_classes)
         labels = flip(rng, labels, n_classes, config)
         labels, usable = tidy(rng, labels, n_train)
         if usable:
@@ -185,7 +196,9 @@ def sample_task(
     if n_junk:
         parts.append(cols.junk(rng, values, n_junk))
     values = np.concatenate(parts, axis=1)
-    values = cols.dress(rng, values[:, rng.permutation(values.shape[1])].astype(np.float32), config)
+    values = values[:, rng.permutation(values.shape[1])].astype(np.float32)
+    if family not in DISCRETE:
+        values = cols.dress(rng, values, config)
     if n_products:
         values = np.concatenate([values, cols.products_of_pairs(rng, values, n_products)], axis=1)
         values = values[:, rng.permutation(n_columns)]
