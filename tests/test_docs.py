@@ -85,4 +85,4 @@ def test_readme_is_short_and_has_one_place_for_the_comparison():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert len(text.splitlines()) <= 200
     assert text.count("<!-- compare:start -->") == text.count("<!-- compare:end -->") == 1
-    assert "| | log loss | accuracy | ROC AUC | seconds |" in text
+    assert "| | log loss | accuracy | ROC AUC | processor seconds |" in text
