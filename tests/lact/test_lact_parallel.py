@@ -108,7 +108,6 @@ def found(tmp_path_factory):
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
 
 
-# Seen to fail: without the sum in `copied` (derivative of x), and with shares of to_output by rows.
 @pytest.mark.parametrize("name", HEADS)
 def test_heads_over_two_processes_equal_one(found, name):
     wanted = alone(HEADS[name])
@@ -117,7 +116,6 @@ def test_heads_over_two_processes_equal_one(found, name):
             assert relative_max(one[f"heads, {name}"][key], value) < F64, key
 
 
-# Seen to fail: with a derivative of the chunk's sum that is not summed over processes.
 @pytest.mark.parametrize("name", SEQUENCES)
 def test_a_sequence_over_two_processes_equals_one(found, name):
     wanted = alone(SEQUENCES[name])

@@ -47,7 +47,6 @@ def test_a_chunk_longer_than_the_sequence_is_the_sequence(rule):
     assert all(torch.equal(left, right) for left, right in zip(weights, inputs[:3], strict=True))
 
 
-# Seen to fail: without `_keep_bits`, in the row norms' last digits.
 @pytest.mark.parametrize("rule", RULES, ids=str)
 @pytest.mark.parametrize("order", ["causal", "causal-prenorm"])
 def test_an_all_masked_chunk_is_as_if_absent(order, rule):

@@ -26,7 +26,6 @@ def spans(lengths):
     return [(stop - length, stop) for stop, length in zip(stops, lengths, strict=True)]
 
 
-# Seen to fail: with sequences of one number of chunks stacked although a chunk that is learned from is not full.
 @pytest.mark.parametrize("lengths", LENGTHS, ids=str)
 @pytest.mark.parametrize("order", ["causal", "causal-prenorm"])
 @pytest.mark.parametrize("muon", [False, True])
@@ -89,7 +88,6 @@ def test_the_layer_packs_with_the_gradients_of_sequences_apart(options, lengths)
     assert relative_max(flat_gradient(net, y), flat_gradient(net, wanted)) < F64
 
 
-# Seen to fail: with window_attention over the whole row in place of packed_window_attention.
 def test_nothing_leaks_from_one_sequence_to_the_next():
     net = LaCTSwiGLU(6, mode="causal", chunk_size=2, window_size=4).double()
     x = torch.randn(1, 10, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))

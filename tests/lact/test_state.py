@@ -42,7 +42,6 @@ def in_parts(net, x, cut):
     return torch.cat(parts, dim=1), state
 
 
-# Seen to fail: with the momentum of the last piece in place of the chunk's mean, and with one window token too few.
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("cut", CUTS, ids=str)
 def test_any_cut_is_one_pass_forward_and_backward(options, cut):
