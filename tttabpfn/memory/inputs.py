@@ -11,11 +11,6 @@ from torch import Tensor
 
 from tttabpfn.memory.rows import KeyScale
 
-BLOCKS = ("embedding", "columns", "both")
-"""Keys that a memory may have."""
-STARTS = ("model", "shares")
-"""Logits that a memory adds to: the model's own, or the class shares of the demonstrations."""
-
 
 @dataclass(frozen=True)
 class MemoryInputs:

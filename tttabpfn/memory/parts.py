@@ -138,11 +138,8 @@ def write_family(
         labels=labels,
         written=torch.as_tensor(written, dtype=torch.float32, device=labels.device),
     )
-    return (
-        _write_linear(family, rows, folds, settings)
-        if family.kind == "linear"
-        else _write_swiglu(family, rows, folds, settings)
-    )
+    write = _write_linear if family.kind == "linear" else _write_swiglu
+    return write(family, rows, folds, settings)
 
 
 def _write_linear(

@@ -167,6 +167,7 @@ class Lookup:
             fitted.codes,
             fitted.context,
             None if session is None else session.all_members,
+            None if session is None else session.columns,
         )
 
 

@@ -117,6 +117,7 @@ def build_predictor(
     codes: NDArray[np.int64],
     context: NDArray[np.int64],
     all_members: TabPFNClassifier | None = None,
+    columns: ColumnEncoder | None = None,
 ) -> Predictor:
     """What predicts after an adaptation: its members with the adapted networks, or all members with the frozen ones.
 
@@ -136,6 +137,8 @@ def build_predictor(
         Rows kept as context.
     all_members : TabPFNClassifier, optional
         Fitted on them with ``fit_mode="fit_preprocessors"``, if it is at hand: its preprocessing is taken over.
+    columns : ColumnEncoder, optional
+        Fitted on all demonstrations as `all_members` encodes them, if it is at hand.
 
     Returns
     -------
@@ -162,8 +165,9 @@ def build_predictor(
     memory = memory_of(tensors)
     if memory is None:
         return Predictor(fitted_with(tensors), None, 1.0, settings)
-    table = adapter.encode_rows(all_members, rows)
-    columns = ColumnEncoder(adapter.category_positions(all_members), seed=0).fit(table, codes)
+    if columns is None:
+        table = adapter.encode_rows(all_members, rows)
+        columns = ColumnEncoder(adapter.category_positions(all_members), seed=0).fit(table, codes)
     reader = MemoryReader(fitted_with({}), memory, columns, settings.backend)
     inner = fitted_with(tensors) if adapted_by_gradient(tensors) else None
     return Predictor(inner, reader, gradient_share(tensors), settings)
