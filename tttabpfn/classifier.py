@@ -165,7 +165,7 @@ class TTTTabPFNClassifier(ClassifierMixin, BaseEstimator):
         data.check_class_counts(
             classes,
             codes,
-            max_classes=declared.get("MAX_NUMBER_OF_CLASSES"),
+            max_classes=adapter.max_classes(wrapped, declared),
             adapts=not settings.is_frozen,
         )
         data.check_feature_count(rows.shape[1], adapter.max_features(wrapped, declared))

@@ -135,12 +135,6 @@ def _labels(value, dtype=float):
 DATA = {
     "one_class": (_table()[0], np.ones(80, dtype=int), ValueError, "y must hold at least 2 classes, got 1 class only"),
     "one_label_each": (_table()[0][:6], np.arange(6), ValueError, "too few rows per class: 6 rows of 6 classes leave"),
-    "too_many_classes": (
-        _table()[0],
-        np.arange(80) % 11,
-        ValueError,
-        "y holds 11 classes, but the base model can",
-    ),
     "too_many_features": (
         np.zeros((80, 2001)),
         _table()[1],

@@ -104,7 +104,8 @@ class MemoryWriter:
         log_shares = torch.as_tensor(np.log(shares / shares.sum()), dtype=torch.float32, device=embedded.logits.device)
         keys, cells = session.columns.transform_known(session.table[rows], labels, folds)
         columns = torch.as_tensor(keys, device=embedded.logits.device)
-        inputs = MemoryInputs(embedded.embeddings, embedded.logits, columns, cells)
+        averages = session.base.averages_logits
+        inputs = MemoryInputs(embedded.embeddings, embedded.logits, columns, cells, averages)
         scale = KeyScale.of(embedded.embeddings)
 
         written = self._written(inputs, scale, labels, folds, log_shares)

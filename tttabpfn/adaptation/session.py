@@ -63,7 +63,7 @@ class Session:
         split: Split | None = None,
     ) -> None:
         self.labels = labels
-        self.base = adapter.load_base(estimator)
+        self.base = adapter.load_base_for(estimator, int(labels.max()) + 1)
         self.split = _draw_split(labels, context, seed, recipe) if split is None else split
         rows = take_rows(X, context), take_rows(y, context)
         self.all_members = adapter.fit_tabpfn(estimator, self.base, *rows, fit_mode="fit_preprocessors")

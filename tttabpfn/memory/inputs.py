@@ -26,12 +26,15 @@ class MemoryInputs:
         Encoded columns, scaled.
     cells : ndarray of shape (Q, B), float32
         What trees split.
+    averages_logits : bool, default=False
+        Whether the members' logits are averaged where the model predicts, not their probabilities.
     """
 
     embeddings: Tensor
     logits: Tensor
     columns: Tensor
     cells: NDArray[np.float32]
+    averages_logits: bool = False
 
     def keys(self, block: str, scale: KeyScale) -> Tensor:
         """Keys of a block, of shape (M, Q, width); with M = 1 where they are the same for every member.
@@ -73,6 +76,7 @@ class MemoryInputs:
         return log_shares.to(self.logits).expand(1, self.logits.shape[1], -1)
 
     def mean_start(self, start: str, log_shares: Tensor) -> NDArray[np.float64]:
-        """The same as one row of logits for all members, of shape (Q, K): the logarithm of their mean probability."""
-        shares = self.start(start, log_shares).softmax(dim=-1).mean(dim=0)
+        """The same as one row of logits for all members, of shape (Q, K): the logarithm of what they predict together."""
+        logits = self.start(start, log_shares)
+        shares = logits.mean(dim=0).softmax(dim=-1) if self.averages_logits else logits.softmax(dim=-1).mean(dim=0)
         return shares.double().clamp_min(1e-6).log().cpu().numpy()

@@ -61,6 +61,11 @@ class Fitted:
     note: str = ""
     request: Request = field(init=False)
 
+    @property
+    def n_classes(self) -> int:
+        """Number of classes."""
+        return int(self.codes.max()) + 1
+
     def __post_init__(self) -> None:
         object.__setattr__(self, "request", Request.of(self.estimator, self.settings, self.data_print))
 
@@ -82,7 +87,7 @@ class Lookup:
         self.fitted = fitted
         self.cache = cache
         self.verbose = verbose
-        self.base = adapter.load_base(fitted.estimator)
+        self.base = adapter.load_base_for(fitted.estimator, fitted.n_classes)
         self.keys = fitted.request.keys(self.base.content)
 
     def predict_proba(self, rows: Any) -> NDArray[np.floating[Any]]:

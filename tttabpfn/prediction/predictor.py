@@ -36,12 +36,15 @@ class MemoryReader:
         Fitted on all demonstrations.
     backend : {"auto", "torch", "triton"}
         Who runs the memory's leaf operations.
+    averages_logits : bool, default=False
+        Whether the base's members are ensembled by the mean of their logits whatever `inner` was told.
     """
 
     inner: TabPFNClassifier
     memory: Memory
     columns: ColumnEncoder
     backend: str
+    averages_logits: bool = False
 
     def averaged(self, X: Any) -> NDArray[np.floating[Any]]:
         """Mixed probabilities of rows, before thresholds and rounding."""
@@ -49,7 +52,8 @@ class MemoryReader:
         temperature = float(self.inner.softmax_temperature_)
         keys, cells = self.columns.transform(rows.table)
         columns = torch.as_tensor(keys, device=rows.logits.device)
-        inputs = MemoryInputs(rows.embeddings, rows.logits / temperature, columns, cells)
+        scaled = rows.logits / temperature
+        inputs = MemoryInputs(rows.embeddings, scaled, columns, cells, self.averages_logits)
         with torch.no_grad():
             return self.memory.to(rows.logits.device).probabilities(
                 inputs, lambda scaled: adapter.averaged(self.inner, scaled * temperature), backend=self.backend
@@ -145,7 +149,7 @@ def build_predictor(
     Predictor
         If the adaptation was not to change anything, with what the estimator's own `fit` leaves.
     """
-    base = adapter.load_base(estimator)
+    base = adapter.load_base_for(estimator, int(codes.max()) + 1)
     X, y = take_rows(rows, context), labels[context]
     if settings.is_frozen:
         return Predictor(adapter.fit_tabpfn(estimator, base, X, y), None, 1.0, settings)
@@ -168,6 +172,6 @@ def build_predictor(
     if columns is None:
         table = adapter.encode_rows(all_members, rows)
         columns = ColumnEncoder(adapter.category_positions(all_members), seed=0).fit(table, codes)
-    reader = MemoryReader(fitted_with({}), memory, columns, settings.backend)
+    reader = MemoryReader(fitted_with({}), memory, columns, settings.backend, base.averages_logits)
     inner = fitted_with(tensors) if adapted_by_gradient(tensors) else None
     return Predictor(inner, reader, gradient_share(tensors), settings)

@@ -28,6 +28,7 @@ from tttabpfn.tabpfn_adapter.fitting import (
     refit_with_cache,
     with_members,
 )
+from tttabpfn.tabpfn_adapter.many_classes import load_base_for, max_classes
 from tttabpfn.tabpfn_adapter.predictions import (
     averaged,
     category_positions,
@@ -56,8 +57,10 @@ __all__ = [
     "fit_tabpfn",
     "keep_row_embeddings",
     "load_base",
+    "load_base_for",
     "loaded_base",
     "matching_row_embeddings",
+    "max_classes",
     "max_context_rows",
     "max_features",
     "member_logits",

@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pickle import UnpicklingError
 from typing import Any
 from zipfile import BadZipFile
@@ -44,6 +44,13 @@ class Base:
         Fingerprint of weights and settings.
     device : torch.device
         Where adaptation runs.
+    averages_logits : bool
+        Whether members are ensembled by the mean of their logits, as codes of many classes ask for, whatever the
+        wrapped estimator says.
+    widened : dict of int to Base
+        The same base for more classes than it was trained on, by their number.
+    lock : RLock
+        Held while `widened` changes.
     """
 
     models: tuple[Any, ...]
@@ -51,6 +58,9 @@ class Base:
     inference_config: Any
     content: str
     device: torch.device
+    averages_logits: bool = False
+    widened: dict[int, Base] = field(default_factory=dict, repr=False, compare=False)
+    lock: Any = field(default_factory=threading.RLock, repr=False, compare=False)
 
 
 def loaded_base(estimator: TabPFNClassifier) -> Base | None:

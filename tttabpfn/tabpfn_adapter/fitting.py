@@ -53,6 +53,8 @@ def fit_tabpfn(
     # Both overrides are already applied in the base's settings, and TabPFN refuses to be told twice.
     inner.inference_config = None
     inner.softmax_temperature = "auto"
+    if base.averages_logits:
+        inner.average_before_softmax = True
     if fit_mode is not None:
         inner.fit_mode = fit_mode
         if fit_mode == "fit_with_cache":
