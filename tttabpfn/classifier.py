@@ -20,6 +20,7 @@ from tttabpfn.cache.files import decode_with_key, encode
 from tttabpfn.cache.fingerprint import fingerprint
 from tttabpfn.cache.shared import resolve_cache
 from tttabpfn.inputs import data, parameters
+from tttabpfn.inputs.weights import check_sample_weight, weights_of_rows
 from tttabpfn.prediction.lookup import Fitted, Lookup
 from tttabpfn.report import AdaptationReport
 
@@ -65,6 +66,8 @@ class TTTTabPFNClassifier(ClassifierMixin, BaseEstimator):
         whose network joins the mixture if that adds to it; `step_size` is theirs alone.
     time_limit : float or None, default=None
         Seconds after which the adaptation stops and keeps the best so far. What it keeps then depends on the clock.
+    class_weight : None, "balanced" or dict, default=None
+        Weights of rows by label, multiplied with `sample_weight`. "balanced": the same sum for every class.
     backend : {"auto", "torch", "triton"}, default="auto"
         Who runs the updates' leaf operations. "triton" runs or raises.
     cache : None, path or FastWeightCache, default=None
@@ -89,10 +92,14 @@ class TTTTabPFNClassifier(ClassifierMixin, BaseEstimator):
     ------
     ValueError
         From `fit`, before any weights load: a parameter out of range, infinite values, one class only, a class with
-        one row, more classes, features or context rows than the base takes, a damaged checkpoint.
+        one row, more features or context rows than the base takes, more classes than a base before TabPFN v3 takes, a
+        damaged checkpoint.
 
     Notes
     -----
+    A base of TabPFN v3 or later, as the bundled one, takes any number of classes: above those it was trained on (10)
+    they share label embeddings, by another code for every ensemble member (`tabpfn_adapter.many_classes`).
+
     The recipe is that of Gozeten et al. 2025 (arXiv 2503.11842), the chunked updates with Muon are those of LaCT
     (Zhang et al. 2025, arXiv 2505.23884). `predict` changes nothing on the estimator and may be called from threads.
 
@@ -120,6 +127,7 @@ class TTTTabPFNClassifier(ClassifierMixin, BaseEstimator):
         guard: bool = True,
         adaptation: str = "both",
         time_limit: float | None = None,
+        class_weight: Any = None,
         backend: str = "auto",
         cache: Any = None,
         random_state: Any = None,
@@ -135,12 +143,13 @@ class TTTTabPFNClassifier(ClassifierMixin, BaseEstimator):
         self.guard = guard
         self.adaptation = adaptation
         self.time_limit = time_limit
+        self.class_weight = class_weight
         self.backend = backend
         self.cache = cache
         self.random_state = random_state
         self.verbose = verbose
 
-    def fit(self, X: Any, y: Any) -> TTTTabPFNClassifier:
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> TTTTabPFNClassifier:
         """Check and store the demonstrations; nothing is trained yet.
 
         Parameters
@@ -149,6 +158,10 @@ class TTTTabPFNClassifier(ClassifierMixin, BaseEstimator):
             Numbers, strings, categories, booleans or dates, as TabPFN takes them; missing values are allowed.
         y : array-like of shape (n_rows,)
             Labels.
+        sample_weight : array-like of shape (n_rows,), optional
+            0 or more. A row of weight 2 counts as two rows in losses, in the memory, in the guard's decision and in
+            the draw of the context; inside the context a row is a row, for TabPFN knows no weights. Rows of weight 0
+            count as absent. Weights below 1 in the mean are scaled to a mean of 1.
 
         Returns
         -------
@@ -160,6 +173,12 @@ class TTTTabPFNClassifier(ClassifierMixin, BaseEstimator):
         declared = adapter.declared_limits(wrapped)
         rows = data.check_rows(X, estimator=self, min_rows=2)
         labels, classes, codes = data.check_targets(y, len(rows), estimator=self)
+        given = check_sample_weight(sample_weight, len(rows))
+        present = np.arange(len(rows)) if given is None else np.flatnonzero(given)
+        if given is not None and len(present) < len(rows):
+            rows, given = data.take_rows(rows, present), given[present]
+            labels, classes, codes = data.check_targets(labels[present], len(rows), estimator=self)
+        weights = weights_of_rows(given, self.class_weight, classes, codes)
         seed = parameters.resolve_seed(self.random_state)
         settings = self._settings(seed)
         data.check_class_counts(
@@ -177,7 +196,8 @@ class TTTTabPFNClassifier(ClassifierMixin, BaseEstimator):
                 UserWarning,
                 stacklevel=2,
             )
-        context = stratified_rows(codes, np.arange(len(rows)), size.rows, seeded(seed, CONTEXT_BRANCH))
+        everything, rng = np.arange(len(rows)), seeded(seed, CONTEXT_BRANCH)
+        context = stratified_rows(codes, everything, size.rows, rng, weights=weights)
 
         rows, labels = rows.copy(), labels.copy()
         fallback = int(seeded(seed, WRAPPED_BRANCH).integers(2**31 - 1))
@@ -188,15 +208,16 @@ class TTTTabPFNClassifier(ClassifierMixin, BaseEstimator):
             labels,
             codes,
             context,
-            data_print=fingerprint(rows, labels, context),
+            data_print=fingerprint(rows, labels, context, *([] if weights is None else [weights])),
             token=uuid.uuid4().hex,
-            note=size.note,
+            note="; ".join(filter(None, [size.note, adapter.code_note(len(classes), declared)])),
+            weights=weights,
         )
 
         # Everything that can fail lies above: a failed refit leaves the former fit whole.
         validate_data(self, X, skip_check_array=True, reset=True)
         self.classes_ = classes
-        self.context_indices_ = context
+        self.context_indices_ = present[context]
         self._fitted = fitted
         return self
 

@@ -137,9 +137,9 @@ def test_rows_and_leaves_are_as_the_recipe_says(monkeypatch):
     seen = []
 
     class Watched(DecisionTreeRegressor):
-        def fit(self, X, y):
+        def fit(self, X, y, sample_weight=None):
             seen.append(len(X))
-            return super().fit(X, y)
+            return super().fit(X, y, sample_weight)
 
     monkeypatch.setattr(module, "DecisionTreeRegressor", Watched)
     cells, labels, start = table()

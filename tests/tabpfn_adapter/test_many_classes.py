@@ -39,7 +39,7 @@ def memory(classifier):
 
 @pytest.mark.parametrize("generation", RETRIEVING)
 def test_a_widened_base_gives_ten_classes_the_bits_of_the_base(tiny_tabpfn, table, generation):
-    X, y, X_new, _ = table
+    X, y, _, _ = table
     estimator = tiny_tabpfn(generation)
     base = adapter.load_base(estimator)
     assert adapter.load_base_for(estimator, 10) is base

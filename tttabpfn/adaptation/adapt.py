@@ -9,7 +9,7 @@ import numpy as np
 
 from tttabpfn.adaptation.deadline import Deadline
 from tttabpfn.adaptation.gradient import BesideMemory, GradientAdaptation, GradientOutcome
-from tttabpfn.adaptation.guard import row_losses
+from tttabpfn.adaptation.guard import mean_loss, row_losses
 from tttabpfn.adaptation.memory import MemoryWriter
 from tttabpfn.adaptation.outcome import Adaptation, Progress, WrittenMemory, memory_tensors, share_tensors
 from tttabpfn.adaptation.session import Session
@@ -98,9 +98,10 @@ def _both(
         shares = {"TabPFN, adapted by gradient steps": outcome.share} | shares
         if report.n_held_back:
             # The held-back rows alone have been scored by all that predicts.
-            frozen = written.before[np.isin(written.rows, session.split.held_back)]
+            held_back = np.isin(written.rows, session.split.held_back)
+            frozen = written.before[held_back]
             fields |= {
-                "loss_frozen": float(frozen.mean()),
+                "loss_frozen": mean_loss(frozen, None if written.weights is None else written.weights[held_back]),
                 "loss_adapted": report.loss_adapted,
                 "gain_standard_error": report.gain_standard_error,
                 "n_held_back": report.n_held_back,

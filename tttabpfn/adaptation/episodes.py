@@ -15,7 +15,13 @@ FEW_QUERIES = 0.35
 
 
 def stratified_rows(
-    labels: NDArray[np.int64], pool: RowIndices, size: int, rng: np.random.Generator, *, every_class: bool = True
+    labels: NDArray[np.int64],
+    pool: RowIndices,
+    size: int,
+    rng: np.random.Generator,
+    *,
+    every_class: bool = True,
+    weights: NDArray[np.float64] | None = None,
 ) -> RowIndices:
     """Draw rows of a pool without replacement, class shares kept and no class left out that fits.
 
@@ -31,11 +37,17 @@ def stratified_rows(
         Source of randomness.
     every_class : bool, default=True
         Take at least one row of every class while `size` allows it.
+    weights : ndarray of shape (N,), optional
+        Above 0. A class then has its share of them, as far as its rows reach, and its heavy rows come first more often.
 
     Returns
     -------
     ndarray of shape (size,), int
         Sorted rows.
+
+    References
+    ----------
+    Efraimidis and Spirakis 2006, "Weighted random sampling with a reservoir", for the draw by weight.
 
     Examples
     --------
@@ -47,22 +59,40 @@ def stratified_rows(
     if size >= len(pool):
         return np.sort(pool)
     classes, inverse, counts = np.unique(labels[pool], return_inverse=True, return_counts=True)
-    quota = _quotas(counts, size, every_class)
-    shuffled = rng.permutation(len(pool))
+    if weights is None:
+        quota = _quotas(counts, size, every_class)
+        shuffled = rng.permutation(len(pool))
+    else:
+        quota = _quotas(counts, size, every_class, np.bincount(inverse, weights=weights[pool]))
+        shuffled = np.argsort(rng.exponential(size=len(pool)) / weights[pool], kind="stable")
     taken = [pool[shuffled[inverse[shuffled] == position]][: quota[position]] for position in range(len(classes))]
     return np.sort(np.concatenate(taken))
 
 
-def _quotas(counts: NDArray[np.int64], size: int, every_class: bool) -> NDArray[np.int64]:
-    """RowIndices per class: proportional, largest remainders first."""
+def _quotas(
+    counts: NDArray[np.int64], size: int, every_class: bool, totals: NDArray[np.float64] | None = None
+) -> NDArray[np.int64]:
+    """RowIndices per class: proportional to counts (or totals), largest remainders first."""
     floor = np.minimum(1, counts) if every_class and size >= len(counts) else np.zeros_like(counts)
-    ideal = size * counts / counts.sum()
+    ideal = size * counts / counts.sum() if totals is None else _within(counts, size, totals)
     quota = np.maximum(np.floor(ideal).astype(np.int64), floor)
     while quota.sum() < size:
         quota[np.argmax(np.where(quota < counts, ideal - quota, -np.inf))] += 1
     while quota.sum() > size:
         quota[np.argmax(np.where(quota > floor, quota - ideal, -np.inf))] -= 1
     return quota
+
+
+def _within(counts: NDArray[np.int64], size: int, totals: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Shares of `size` proportional to totals, none above its count: what one class cannot fill goes to the others."""
+    full = np.zeros(len(counts), dtype=bool)
+    while True:
+        left = size - counts[full].sum()
+        ideal = np.where(full, counts, left * totals / totals[~full].sum())
+        over = (ideal > counts) & ~full
+        if not over.any():
+            return ideal
+        full |= over
 
 
 @dataclass(frozen=True)

@@ -190,7 +190,7 @@ class GradientAdaptation:
         for size in candidates:
             point = self.path.walk(start, trial, size, observer=self._tell(f"step size {size:g}"))
             losses = self._score(point)
-            points[size], tried[size] = (point, losses), float(losses.mean())
+            points[size], tried[size] = (point, losses), self.session.scores.mean(losses)
             if not self._pays(losses):
                 return size, tried, point, losses
         best = min(tried, key=lambda size: (not np.isfinite(tried[size]), tried[size]))
@@ -201,22 +201,22 @@ class GradientAdaptation:
         if self.beside is None or not self.settings.guard:
             return True
         mixed, _ = self._beside_memory(losses)
-        return judge(self.beside.losses, mixed, evidence=self.recipe.trial_evidence).accepted
+        return self._judged(self.beside.losses, mixed, self.recipe.trial_evidence).accepted
 
     def _given_up(
         self, step_size: float, tried: dict[float, float], trial: PathPoint, losses: NDArray[np.float64]
     ) -> GradientOutcome:
         assert self.beside is not None
         mixed, _ = self._beside_memory(losses)
-        verdict = judge(self.beside.losses, mixed, evidence=self.recipe.trial_evidence)
+        verdict = self._judged(self.beside.losses, mixed, self.recipe.trial_evidence)
         report = self._report(
             accepted=False,
             reason=f"given up after a trial of {trial.step} steps, which beside the memory brought {verdict.figures}",
             step_size=step_size,
             step_losses=trial.losses,
             step_sizes_tried=tried,
-            loss_frozen=float(self.beside.losses.mean()),
-            loss_adapted=float(mixed.mean()),
+            loss_frozen=self.session.scores.mean(self.beside.losses),
+            loss_adapted=self.session.scores.mean(mixed),
             gain_standard_error=verdict.standard_error,
             notes=trial.notes,
         )
@@ -227,8 +227,11 @@ class GradientAdaptation:
         assert self.beside is not None
         chosen = np.exp(-np.stack([self.beside.losses, losses]))
         prior = np.array([self.recipe.memory_share, 1.0 - self.recipe.memory_share])
-        shares = mixture_shares(chosen, prior, self.recipe.share_prior_rows)
+        shares = mixture_shares(chosen, prior, self.recipe.share_prior_rows, self.session.scores.weights)
         return -np.log(shares @ chosen), float(shares[1])
+
+    def _judged(self, before: NDArray[np.float64], after: NDArray[np.float64], evidence: float) -> Verdict:
+        return judge(before, after, evidence=evidence, weights=self.session.scores.weights)
 
     def _scorers(self, n_members: int) -> list[int]:
         """Members that score points of the path: a few to compare many points, all where there is but one point."""
@@ -243,7 +246,7 @@ class GradientAdaptation:
     ) -> tuple[PathPoint, NDArray[np.float64], PathPoint, dict[int, float]]:
         """Walk to the end of the path; return its best checkpoint and that one's losses, its end, and the curve."""
         losses = self.session.scores.frozen_losses(self.scorers)
-        curve = {0: float(losses.mean())}
+        curve = {0: self.session.scores.mean(losses)}
         best = self.path.start()
         for mark in [point.step, *(mark for mark in self.marks if mark > point.step)]:
             if mark == 0:
@@ -253,7 +256,7 @@ class GradientAdaptation:
                 break
             point = self.path.walk(point, mark, step_size, observer=self._tell("adapting"))
             scored = self._score(point)
-            curve[mark] = float(scored.mean())
+            curve[mark] = self.session.scores.mean(scored)
             if curve[mark] < curve[best.step]:
                 best, losses = point, scored
             if not np.isfinite(curve[mark]):
@@ -276,10 +279,10 @@ class GradientAdaptation:
             if self.beside is not None:
                 after, share = self._beside_memory(losses)
         evidence = self.recipe.evidence * self.recipe.evidence_factor(self.session.split.held_back_in_context)
-        verdict = judge(before, after, evidence=evidence)
+        verdict = self._judged(before, after, evidence)
         if not self.settings.guard:
             verdict = replace(verdict, accepted=True, reason=f"guard=False; {verdict.reason}")
-        return verdict, float(before.mean()), float(after.mean()), share
+        return verdict, scores.mean(before), scores.mean(after), share
 
     def _without_evidence(self, why: str) -> GradientOutcome:
         """Nothing can be compared: the frozen weights stay, unless the user took the decision."""

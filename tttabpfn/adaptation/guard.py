@@ -44,7 +44,28 @@ class Verdict:
         return self.reason.rpartition(": ")[2]
 
 
-def judge(frozen: NDArray[np.float64], adapted: NDArray[np.float64], *, evidence: float) -> Verdict:
+def mean_loss(losses: NDArray[np.float64], weights: NDArray[np.float64] | None = None) -> float:
+    """Mean of row-wise losses, in which a row of weight 2 counts as two rows."""
+    return float(losses.mean()) if weights is None else float(np.average(losses, weights=weights))
+
+
+def _standard_error(difference: NDArray[np.float64], mean: float, weights: NDArray[np.float64] | None = None) -> float:
+    """Standard error of a mean; infinite if there is but one row."""
+    if weights is None:
+        return float(difference.std(ddof=1) / math.sqrt(len(difference))) if len(difference) > 1 else math.inf
+    total = float(weights.sum())
+    if len(difference) < 2 or total <= 1.0:
+        return math.inf
+    return math.sqrt(float(weights @ (difference - mean) ** 2) / (total - 1.0) / total)
+
+
+def judge(
+    frozen: NDArray[np.float64],
+    adapted: NDArray[np.float64],
+    *,
+    evidence: float,
+    weights: NDArray[np.float64] | None = None,
+) -> Verdict:
     r"""Accept the adapted model if its paired gain in log loss stands out from its own noise.
 
     The gain is the mean of the row-wise differences :math:`d_i` of log loss, its standard error
@@ -59,6 +80,8 @@ def judge(frozen: NDArray[np.float64], adapted: NDArray[np.float64], *, evidence
         Log loss of each held-back row, in nats.
     evidence : float
         Standard errors that the gain must exceed.
+    weights : ndarray of shape (H,), optional
+        Of the rows: one of weight 2 counts as two rows.
 
     Returns
     -------
@@ -74,10 +97,10 @@ def judge(frozen: NDArray[np.float64], adapted: NDArray[np.float64], *, evidence
     'no gain on the held-back rows: log loss 0.7250 frozen, 0.7250 adapted (gain 0.0000 +- 0.0000 on 4 rows)'
     """
     difference = frozen - adapted
-    gain = float(difference.mean())
-    error = float(difference.std(ddof=1) / math.sqrt(len(difference))) if len(difference) > 1 else math.inf
+    gain = mean_loss(difference, weights)
+    error = _standard_error(difference, gain, weights)
     figures = (
-        f"log loss {frozen.mean():.4f} frozen, {adapted.mean():.4f} adapted "
+        f"log loss {mean_loss(frozen, weights):.4f} frozen, {mean_loss(adapted, weights):.4f} adapted "
         f"(gain {gain:.4f} +- {error:.4f} on {len(difference)} rows)"
     )
     if not np.isfinite(adapted).all():
@@ -89,7 +112,13 @@ def judge(frozen: NDArray[np.float64], adapted: NDArray[np.float64], *, evidence
     return Verdict(True, f"better on the held-back rows: {figures}", gain, error)
 
 
-def weigh(frozen: NDArray[np.float64], mixed: NDArray[np.float64], *, min_trust: float) -> tuple[Verdict, float]:
+def weigh(
+    frozen: NDArray[np.float64],
+    mixed: NDArray[np.float64],
+    *,
+    min_trust: float,
+    weights: NDArray[np.float64] | None = None,
+) -> tuple[Verdict, float]:
     """Judge a mixture that the frozen model is part of, and say how far it shall count.
 
     A mixture cannot go far astray, so it needs no proof to be used: it counts by the probability that its gain is
@@ -101,6 +130,8 @@ def weigh(frozen: NDArray[np.float64], mixed: NDArray[np.float64], *, min_trust:
         Log loss of each held-back row, in nats.
     min_trust : float
         Probability below which the mixture is refused.
+    weights : ndarray of shape (H,), optional
+        Of the rows, as `judge` takes them.
 
     Returns
     -------
@@ -118,7 +149,7 @@ def weigh(frozen: NDArray[np.float64], mixed: NDArray[np.float64], *, min_trust:
     >>> weigh(frozen, frozen + np.array([0.2, 0.3, 0.1, 0.2]), min_trust=0.2)[0].accepted
     False
     """
-    judged = judge(frozen, mixed, evidence=0.0)
+    judged = judge(frozen, mixed, evidence=0.0, weights=weights)
     share = trust(judged.gain, judged.standard_error) if np.isfinite(mixed).all() else 0.0
     if share < min_trust:
         return Verdict(False, judged.reason, judged.gain, judged.standard_error), 0.0
@@ -154,6 +185,8 @@ class HeldBackScores:
         Positions of the adapting members among all.
     row_embeddings : RowEmbeddings or None
         Those of the adapting members.
+    weights : ndarray of shape (N,), optional
+        Of all demonstrations.
     """
 
     def __init__(
@@ -166,7 +199,9 @@ class HeldBackScores:
         all_demonstrations: adapter.Demonstrations,
         members: Sequence[int],
         row_embeddings: adapter.RowEmbeddings | None,
+        weights: NDArray[np.float64] | None = None,
     ) -> None:
+        self.weights = None if weights is None else weights[split.held_back]
         self.split = split
         self.labels = labels
         self.frozen = frozen
@@ -183,6 +218,10 @@ class HeldBackScores:
     def losses(self, models: Sequence[nn.Module], members: Sequence[int] | None = None) -> NDArray[np.float64]:
         """Log loss of each held-back row, as the adapting members (or some of them, by position) would score it."""
         return self.of_rows(self._logits(models, members), self.split.held_back)
+
+    def mean(self, losses: NDArray[np.float64]) -> float:
+        """Mean of the held-back rows' losses, by their weights."""
+        return mean_loss(losses, self.weights)
 
     def of_rows(self, logits: Tensor, rows: RowIndices) -> NDArray[np.float64]:
         """Log loss of any demonstrations, from raw logits (M, Q, K) of the adapting members."""
@@ -223,7 +262,7 @@ class HeldBackScores:
         """What members that do not adapt are worth to the frozen model: nats per held-back row, 0 at least."""
         if self._all_adapt:
             return 0.0
-        return max(0.0, float((self.frozen_losses(self.everyone) - self.baseline_losses()).mean()))
+        return max(0.0, self.mean(self.frozen_losses(self.everyone) - self.baseline_losses()))
 
     @property
     def _all_adapt(self) -> bool:

@@ -100,36 +100,37 @@ class MemoryWriter:
         session, recipe = self.session, self.recipe
         rows, folds = embedded.rows, embedded.folds
         labels = session.labels[rows]
-        shares = np.bincount(session.labels, minlength=embedded.logits.shape[2]) + 0.5
+        weights = None if session.weights is None else session.weights[rows]
+        shares = np.bincount(session.labels, session.weights, minlength=embedded.logits.shape[2]) + 0.5
         log_shares = torch.as_tensor(np.log(shares / shares.sum()), dtype=torch.float32, device=embedded.logits.device)
-        keys, cells = session.columns.transform_known(session.table[rows], labels, folds)
+        keys, cells = session.columns.transform_known(session.table[rows], labels, folds, weights)
         columns = torch.as_tensor(keys, device=embedded.logits.device)
         averages = session.base.averages_logits
         inputs = MemoryInputs(embedded.embeddings, embedded.logits, columns, cells, averages)
         scale = KeyScale.of(embedded.embeddings)
 
-        written = self._written(inputs, scale, labels, folds, log_shares)
+        written = self._written(inputs, scale, labels, folds, log_shares, weights)
         frozen = self._averaged(embedded.logits)
         if not written:
             verdict = Verdict(False, "the time limit left no time to write any part", 0.0, np.inf)
             return WrittenMemory(None, verdict, rows, frozen, tuple(self.notes))
         parts = np.stack([frozen, *(self._averaged(one.logits) for one in written)]).astype(np.float64)
         prior = _prior(len(written), recipe.model_share)
-        crossed = cross_fitted_mixture(parts, labels, folds, prior, recipe.prior_rows)
+        crossed = cross_fitted_mixture(parts, labels, folds, prior, recipe.prior_rows, weights)
         before = row_losses(session.scores.finished(frozen), labels)
         after = row_losses(session.scores.finished(crossed), labels)
-        verdict, share = weigh(before, after, min_trust=recipe.min_trust)
+        verdict, share = weigh(before, after, min_trust=recipe.min_trust, weights=weights)
         if verdict.gain < 3 * verdict.standard_error:
             # It is a close call: refused, the frozen model would predict with all its members.
             before = before - session.scores.worth_of_other_members()
-            verdict, share = weigh(before, after, min_trust=recipe.min_trust)
+            verdict, share = weigh(before, after, min_trust=recipe.min_trust, weights=weights)
         if not self.guard:
             verdict, share = replace(verdict, accepted=True, reason=f"guard=False; {verdict.reason}"), 1.0
         if not verdict.accepted:
-            return WrittenMemory(None, verdict, rows, frozen, tuple(self.notes), before, after)
+            return WrittenMemory(None, verdict, rows, frozen, tuple(self.notes), before, after, weights)
 
         chosen = parts[:, np.arange(len(labels)), labels]
-        kept = share * mixture_shares(chosen, prior, recipe.prior_rows)
+        kept = share * mixture_shares(chosen, prior, recipe.prior_rows, weights)
         kept[0] += 1.0 - share
         large = np.flatnonzero(kept[1:] >= recipe.min_share)
         ordered = sorted((written[position].part.name, position) for position in large)
@@ -142,7 +143,7 @@ class MemoryWriter:
         )
         mixed = share * crossed + (1.0 - share) * frozen
         losses = row_losses(session.scores.finished(mixed), labels)
-        return WrittenMemory(memory, verdict, rows, mixed, tuple(self.notes), before, losses)
+        return WrittenMemory(memory, verdict, rows, mixed, tuple(self.notes), before, losses, weights)
 
     def _written(
         self,
@@ -151,6 +152,7 @@ class MemoryWriter:
         labels: NDArray[np.int64],
         folds: NDArray[np.int64],
         log_shares: Tensor,
+        weights: NDArray[np.float64] | None,
     ) -> list[Written]:
         """Every family's parts, as many of them as the time limit leaves."""
         codes = torch.as_tensor(labels, device=log_shares.device)
@@ -160,7 +162,7 @@ class MemoryWriter:
                 left = len(self.recipe.families) - number
                 self.notes.append(f"time limit reached: {left} of {len(self.recipe.families)} families not written")
                 break
-            written += write_family(family, inputs, scale, codes, folds, log_shares, self.settings)
+            written += write_family(family, inputs, scale, codes, folds, log_shares, self.settings, weights)
         return written
 
     def _averaged(self, scaled: Tensor) -> NDArray[np.float32]:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tttabpfn.adaptation.episodes import RowIndices
-from tttabpfn.adaptation.guard import Verdict
+from tttabpfn.adaptation.guard import Verdict, mean_loss
 from tttabpfn.memory.memory import Memory
 from tttabpfn.report import AdaptationReport
 
@@ -57,6 +57,8 @@ class WrittenMemory:
         Anything unusual.
     before, after : ndarray of shape (H,)
         Log loss of each of these rows under the frozen model and under the mixture.
+    weights : ndarray of shape (H,) or None
+        Of these rows.
     """
 
     memory: Memory | None
@@ -66,6 +68,7 @@ class WrittenMemory:
     notes: tuple[str, ...] = ()
     before: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
     after: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
+    weights: NDArray[np.float64] | None = None
 
     def probabilities_of(self, rows: RowIndices) -> NDArray[np.floating]:
         """What some of the scored rows were given, in the order they are asked for."""
@@ -74,7 +77,9 @@ class WrittenMemory:
 
     def as_report_fields(self) -> dict[str, Any]:
         """Return the fields of an `AdaptationReport` that the memory alone decides."""
-        before, after = (float(losses.mean()) if len(losses) else math.nan for losses in (self.before, self.after))
+        before, after = (
+            mean_loss(losses, self.weights) if len(losses) else math.nan for losses in (self.before, self.after)
+        )
         return {
             "accepted": self.verdict.accepted,
             "reason": self.verdict.reason,

@@ -226,14 +226,19 @@ class GradientPath:
         rows = torch.as_tensor(context, device=device)
         queries = torch.as_tensor(query, device=device)
         members = self._members(step)
+        all_weights = self.demonstrations.weights
 
         def gradient_of_slice(start: int, end: int) -> dict[str, Tensor]:
             part = queries[start:end]
             logits = adapter.member_logits(
                 self.fast.models, self.demonstrations, rows, part, members, known_rows=self.known_rows
             ).logits
-            loss = query_loss(logits, self.demonstrations.labels[part], self.demonstrations.temperature)
-            loss = loss * (len(part) / len(queries))
+            weights = None if all_weights is None else all_weights[part]
+            loss = query_loss(logits, self.demonstrations.labels[part], self.demonstrations.temperature, weights)
+            if weights is None or all_weights is None:
+                loss = loss * (len(part) / len(queries))
+            else:
+                loss = loss * (weights.sum() / all_weights[queries].sum())
             return {**self.fast.gradients(loss), "": loss.detach()}
 
         micro_batch = max(1, min(self.micro_batch, self._affordable(len(rows), len(members))))
@@ -254,11 +259,18 @@ class GradientPath:
         return max(micro_batch_bytes(self.demonstrations.labels.device) // per_row - n_context, _MIN_MICRO_BATCH)
 
 
-def query_loss(logits: Tensor, labels: Tensor, temperature: float) -> Tensor:
-    """Mean cross-entropy over members and rows, in nats per row, of raw logits (M, Q, K) given class codes (Q,)."""
+def query_loss(logits: Tensor, labels: Tensor, temperature: float, weights: Tensor | None = None) -> Tensor:
+    """Mean cross-entropy over members and rows, in nats per row, of raw logits (M, Q, K) given class codes (Q,).
+
+    With weights (Q,) a row of weight 2 counts as two rows.
+    """
     n_members, n_queries, n_classes = logits.shape
     flat = (logits / temperature).reshape(n_members * n_queries, n_classes)
-    return nn.functional.cross_entropy(flat, labels.repeat(n_members))
+    if weights is None:
+        return nn.functional.cross_entropy(flat, labels.repeat(n_members))
+    losses = nn.functional.cross_entropy(flat, labels.repeat(n_members), reduction="none")
+    share = (weights / weights.sum()).to(losses.dtype)
+    return (losses.reshape(n_members, n_queries) * share).sum(dim=1).mean()
 
 
 def micro_batch_bytes(device: torch.device) -> int:

@@ -48,6 +48,8 @@ class Session:
         Says how much is held back and how many members adapt; nothing else of it is used.
     split : Split, optional
         Which rows play which part; None: drawn.
+    weights : ndarray of shape (N,), optional
+        Of the demonstrations, above 0: in losses and scores one of weight 2 counts as two rows.
     """
 
     def __init__(
@@ -61,17 +63,20 @@ class Session:
         seed: int,
         recipe: Recipe,
         split: Split | None = None,
+        weights: NDArray[np.float64] | None = None,
     ) -> None:
         self.labels = labels
+        self.weights = weights
         self.base = adapter.load_base_for(estimator, int(labels.max()) + 1)
         self.split = _draw_split(labels, context, seed, recipe) if split is None else split
         rows = take_rows(X, context), take_rows(y, context)
         self.all_members = adapter.fit_tabpfn(estimator, self.base, *rows, fit_mode="fit_preprocessors")
         members = adapter.members_to_adapt(self.all_members, recipe.max_members)
-        self.all_demonstrations = adapter.prepare_demonstrations(self.all_members, self.base, X, labels)
+        self.all_demonstrations = adapter.prepare_demonstrations(self.all_members, self.base, X, labels, weights)
         self.demonstrations = self.all_demonstrations.of_members(members)
         self.table = adapter.encode_rows(self.all_members, X)
-        self.columns = ColumnEncoder(adapter.category_positions(self.all_members), seed=0).fit(self.table, labels)
+        encoder = ColumnEncoder(adapter.category_positions(self.all_members), seed=0)
+        self.columns = encoder.fit(self.table, labels, weights)
         self.row_embeddings = adapter.keep_row_embeddings(self.base.models, self.demonstrations)
         self._expect_folds()
         # Copies: a network that starts from kept row embeddings has its row stage replaced meanwhile.
@@ -85,6 +90,7 @@ class Session:
             self.all_demonstrations,
             members,
             self.row_embeddings,
+            weights,
         )
         self.lock = threading.RLock()
         self.n_adaptations = 0

@@ -146,7 +146,8 @@ def check_class_counts(
     if max_classes is not None and len(classes) > max_classes:
         raise ValueError(
             f"y holds {len(classes)} classes, but the base model can tell at most {max_classes} apart; "
-            "wrap the estimator in sklearn.multiclass.OneVsRestClassifier or OutputCodeClassifier."
+            "use a base of TabPFN v3 or later, which takes any number, or wrap the estimator in "
+            "sklearn.multiclass.OneVsRestClassifier."
         )
     counts = np.bincount(codes, minlength=len(classes))
     if adapts and counts.max() < 2:

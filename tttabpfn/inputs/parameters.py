@@ -12,6 +12,7 @@ import numpy as np
 from tttabpfn.cache.shared import FastWeightCache
 from tttabpfn.fast_weights.dispatch import BACKENDS
 from tttabpfn.fast_weights.update_rules import RULES
+from tttabpfn.inputs.weights import check_class_weight
 
 ADAPTATIONS = ("gradient", "memory", "both")
 
@@ -46,6 +47,7 @@ def check_parameters(parameters: dict[str, Any], selections: Sequence[str]) -> N
     _integer("verbose", int(parameters["verbose"]) if _is_bool(parameters["verbose"]) else parameters["verbose"], 0)
     if parameters["time_limit"] is not None:
         _number("time_limit", parameters["time_limit"], "None or a number of seconds >= 0", minimum=0)
+    check_class_weight(parameters["class_weight"])
     _check_context_size(parameters["context_size"])
     _check_selection(parameters["fast_weights"], selections)
     _check_cache(parameters["cache"])

@@ -47,7 +47,12 @@ class ColumnEncoder:
         self.categorical = categorical
         self.seed = seed
 
-    def fit(self, table: NDArray[np.floating], labels: NDArray[np.int64]) -> ColumnEncoder:
+    def fit(
+        self,
+        table: NDArray[np.floating],
+        labels: NDArray[np.int64],
+        weights: NDArray[np.float64] | None = None,
+    ) -> ColumnEncoder:
         """Learn levels, ranks, class shares and scales.
 
         Parameters
@@ -56,6 +61,8 @@ class ColumnEncoder:
             Numbers and codes of categories; a missing cell is NaN.
         labels : ndarray of shape (N,), int
             Class codes 0, 1, ...; only the class shares of levels use them.
+        weights : ndarray of shape (N,), optional
+            Of the rows in these shares; levels, ranks and scales count rows.
 
         Returns
         -------
@@ -77,7 +84,7 @@ class ColumnEncoder:
         self._ranks = _fit_ranks(self._filled(table), self.seed)
         self._levels = _fit_levels(table[:, self._categories])
         self._values = _fit_levels(table[:, self._few])
-        self._shares = [LevelShares.of(table[:, column], labels) for column in self._crowded]
+        self._shares = [LevelShares.of(table[:, column], labels, weights=weights) for column in self._crowded]
         features, _ = self._assembled(table, self._read_shares(table))
         self._centre, self._spread = features.mean(axis=0), features.std(axis=0)
         self._spread[self._spread <= 1e-6 * (1.0 + np.abs(self._centre))] = np.inf
@@ -91,7 +98,11 @@ class ColumnEncoder:
         return self
 
     def transform_known(
-        self, table: NDArray[np.floating], labels: NDArray[np.int64], folds: NDArray[np.int64]
+        self,
+        table: NDArray[np.floating],
+        labels: NDArray[np.int64],
+        folds: NDArray[np.int64],
+        weights: NDArray[np.float64] | None = None,
     ) -> tuple[Cells, Cells]:
         """Keys (N, D) and cells (N, B) of rows with labels, which take no part in their own class shares.
 
@@ -101,6 +112,8 @@ class ColumnEncoder:
             Rows that were fitted on.
         labels, folds : ndarray of shape (N,), int
             Class codes, and each row's fold: it gets the class shares of the rows in the others.
+        weights : ndarray of shape (N,), optional
+            Of the rows in these shares.
 
         Returns
         -------
@@ -111,7 +124,7 @@ class ColumnEncoder:
         """
         table = _as_doubles(table)
         own = [
-            shares.cross_fitted(table[:, column], labels, folds)
+            shares.cross_fitted(table[:, column], labels, folds, weights)
             for shares, column in zip(self._shares, self._crowded, strict=True)
         ]
         features, cells = self._assembled(table, own)

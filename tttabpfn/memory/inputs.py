@@ -76,7 +76,7 @@ class MemoryInputs:
         return log_shares.to(self.logits).expand(1, self.logits.shape[1], -1)
 
     def mean_start(self, start: str, log_shares: Tensor) -> NDArray[np.float64]:
-        """The same as one row of logits for all members, of shape (Q, K): the logarithm of what they predict together."""
+        """The same as one row of logits for all members, of shape (Q, K): the logarithm of their prediction."""
         logits = self.start(start, log_shares)
         shares = logits.mean(dim=0).softmax(dim=-1) if self.averages_logits else logits.softmax(dim=-1).mean(dim=0)
         return shares.double().clamp_min(1e-6).log().cpu().numpy()

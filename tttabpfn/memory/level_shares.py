@@ -31,7 +31,13 @@ class LevelShares:
     shares: NDArray[np.float64]
 
     @classmethod
-    def of(cls, codes: NDArray[np.float64], labels: NDArray[np.int64], n_classes: int | None = None) -> LevelShares:
+    def of(
+        cls,
+        codes: NDArray[np.float64],
+        labels: NDArray[np.int64],
+        n_classes: int | None = None,
+        weights: NDArray[np.float64] | None = None,
+    ) -> LevelShares:
         """Count classes by level.
 
         Parameters
@@ -42,6 +48,8 @@ class LevelShares:
             Class codes 0, 1, ...
         n_classes : int, optional
             By default one more than the largest label.
+        weights : ndarray of shape (N,), optional
+            Of the rows: one of weight 2 counts as two rows.
 
         Returns
         -------
@@ -55,20 +63,26 @@ class LevelShares:
         """
         levels, position = np.unique(_known(codes), return_inverse=True)
         counts = np.zeros((len(levels) + 1, n_classes or int(labels.max()) + 1))
-        np.add.at(counts, (position, labels), 1.0)
-        overall = (counts.sum(axis=0) + 1.0 / counts.shape[1]) / (len(labels) + 1)
+        np.add.at(counts, (position, labels), 1.0 if weights is None else weights)
+        n_rows = len(labels) if weights is None else weights.sum()
+        overall = (counts.sum(axis=0) + 1.0 / counts.shape[1]) / (n_rows + 1)
         counts += PRIOR_ROWS * overall
         return cls(levels, counts / counts.sum(axis=1, keepdims=True))
 
     def cross_fitted(
-        self, codes: NDArray[np.float64], labels: NDArray[np.int64], folds: NDArray[np.int64]
+        self,
+        codes: NDArray[np.float64],
+        labels: NDArray[np.int64],
+        folds: NDArray[np.int64],
+        weights: NDArray[np.float64] | None = None,
     ) -> NDArray[np.float64]:
         """Shares (N, K) for rows with labels, counted for each of them on the rows of other folds."""
         n_classes = self.shares.shape[1]
         read = np.empty((len(codes), n_classes))
         for fold in np.unique(folds):
             own = folds == fold
-            read[own] = LevelShares.of(codes[~own], labels[~own], n_classes).read(codes[own])
+            others = None if weights is None else weights[~own]
+            read[own] = LevelShares.of(codes[~own], labels[~own], n_classes, others).read(codes[own])
         return read
 
     def read(self, codes: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -13,7 +13,9 @@ _ROUNDS = 200
 Probabilities = NDArray[np.float64]
 
 
-def mixture_shares(chosen: Probabilities, prior: Probabilities, strength: float) -> Probabilities:
+def mixture_shares(
+    chosen: Probabilities, prior: Probabilities, strength: float, weights: NDArray[np.float64] | None = None
+) -> Probabilities:
     r"""Shares of a mixture that make the labels of held-back rows most likely, drawn towards a prior.
 
     Expectation maximisation on :math:`\sum_n \log \sum_c w_c p_c(y_n) + a \sum_c \pi_c \log w_c`: a Dirichlet prior
@@ -27,6 +29,8 @@ def mixture_shares(chosen: Probabilities, prior: Probabilities, strength: float)
         Shares to be drawn towards; they sum to 1.
     strength : float
         Rows that the prior is worth.
+    weights : ndarray of shape (N,), optional
+        Of the rows: one of weight 2 counts as two rows.
 
     Returns
     -------
@@ -48,7 +52,9 @@ def mixture_shares(chosen: Probabilities, prior: Probabilities, strength: float)
     for _ in range(_ROUNDS):
         before = shares
         responsible = shares[:, None] * chosen
-        shares = (responsible / responsible.sum(axis=0)).sum(axis=1) + strength * prior
+        responsible = responsible / responsible.sum(axis=0)
+        shares = responsible.sum(axis=1) if weights is None else responsible @ weights
+        shares = shares + strength * prior
         shares = shares / shares.sum()
         if np.abs(shares - before).max() < 1e-6:
             break
@@ -56,7 +62,12 @@ def mixture_shares(chosen: Probabilities, prior: Probabilities, strength: float)
 
 
 def cross_fitted_mixture(
-    parts: Probabilities, labels: NDArray[np.int64], folds: NDArray[np.int64], prior: Probabilities, strength: float
+    parts: Probabilities,
+    labels: NDArray[np.int64],
+    folds: NDArray[np.int64],
+    prior: Probabilities,
+    strength: float,
+    weights: NDArray[np.float64] | None = None,
 ) -> Probabilities:
     """Mix the parts of each fold's rows by the shares that the other folds' rows find.
 
@@ -66,7 +77,7 @@ def cross_fitted_mixture(
         Probabilities of each part on rows that it did not see.
     labels, folds : ndarray of shape (N,), int
         Class codes, and each row's fold.
-    prior, strength
+    prior, strength, weights
         As `mixture_shares` takes them.
 
     Returns
@@ -78,7 +89,8 @@ def cross_fitted_mixture(
     mixed = np.empty(parts.shape[1:])
     for fold in np.unique(folds):
         own = folds == fold
-        shares = mixture_shares(chosen[:, ~own], prior, strength) if not own.all() else prior
+        others = None if weights is None else weights[~own]
+        shares = mixture_shares(chosen[:, ~own], prior, strength, others) if not own.all() else prior
         mixed[own] = np.einsum("c,cnk->nk", shares, parts[:, own])
     return mixed
 

@@ -105,6 +105,7 @@ def write_family(
     folds: NDArray[np.int64],
     log_shares: Tensor,
     settings: MemorySettings,
+    weights: NDArray[np.float64] | None = None,
 ) -> list[Written]:
     """Write all parts of a family: for every fold without its rows, and with all rows.
 
@@ -121,6 +122,8 @@ def write_family(
         Each row's fold, 0 to F - 1.
     log_shares : Tensor of shape (K,)
     settings : MemorySettings
+    weights : ndarray of shape (N,), optional
+        Of the rows: one of weight 2 counts as two rows.
 
     Returns
     -------
@@ -128,10 +131,12 @@ def write_family(
         In the order of the family's values.
     """
     if family.kind == "trees":
-        return _write_trees(family, inputs, labels, folds, log_shares, settings)
+        return _write_trees(family, inputs, labels, folds, log_shares, settings, weights)
     n_folds = int(folds.max()) + 1
     # The last of the stacked writings holds nothing back: it is the one that is kept.
     written = np.concatenate([folds != np.arange(n_folds)[:, None], np.ones((1, len(folds)), dtype=bool)])
+    if weights is not None:
+        written = written * weights
     rows = MemoryRows(
         keys=inputs.keys(family.block, scale),
         offsets=inputs.start(family.start, log_shares),
@@ -215,14 +220,14 @@ def _write_trees(
     folds: NDArray[np.int64],
     log_shares: Tensor,
     settings: MemorySettings,
+    weights: NDArray[np.float64] | None,
 ) -> list[Written]:
     start, codes = inputs.mean_start(family.start, log_shares), labels.cpu().numpy()
     counts = sorted({settings.trees(share) for share in family.values})
 
     def write(rows: NDArray[np.int64]) -> Trees:
-        return write_trees(
-            inputs.cells[rows], codes[rows], start[rows], counts[-1], settings.recipe.trees, settings.seed
-        )
+        own, recipe = None if weights is None else weights[rows], settings.recipe.trees
+        return write_trees(inputs.cells[rows], codes[rows], start[rows], counts[-1], recipe, settings.seed, own)
 
     logits = [start.copy() for _ in counts]
     for fold in range(int(folds.max()) + 1):

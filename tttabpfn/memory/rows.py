@@ -78,7 +78,7 @@ class MemoryRows:
         The model's own logits, divided by its softmax temperature.
     labels : Tensor of shape (N,), int64
     written : Tensor of shape (F, N)
-        1 where a fold writes a row, 0 where it holds it back.
+        1 (or the row's weight) where a fold writes a row, 0 where it holds it back.
     """
 
     keys: Tensor

@@ -114,6 +114,7 @@ def write_trees(
     n_trees: int,
     recipe: TreeRecipe,
     seed: int,
+    weights: NDArray[np.float64] | None = None,
 ) -> Trees:
     """Write trees one after the other, each by one step on the loss that is left.
 
@@ -128,6 +129,8 @@ def write_trees(
     recipe : TreeRecipe
     seed : int
         Of the rows and columns that each tree sees.
+    weights : ndarray of shape (N,), optional
+        Of the rows, in cuts and leaf values; how many rows a tree sees and a leaf holds at least counts rows.
 
     Returns
     -------
@@ -149,6 +152,7 @@ def write_trees(
     grown = []
     for _ in range(n_trees):
         chunk = np.sort(rng.permutation(n_rows)[:size])
+        own = None if weights is None else weights[chunk]
         shares = softmax(logits, axis=1)
         gradients = targets - shares
         tree = (
@@ -158,22 +162,29 @@ def write_trees(
                 max_features=recipe.column_share,
                 random_state=int(rng.integers(2**31 - 1)),
             )
-            .fit(cells[chunk], gradients[chunk])
+            .fit(cells[chunk], gradients[chunk], own)
             .tree_
         )
         leaves = tree.apply(cells)
-        values = _leaf_values(leaves[chunk], tree.node_count, gradients[chunk], shares[chunk], recipe)
+        values = _leaf_values(leaves[chunk], tree.node_count, gradients[chunk], shares[chunk], recipe, own)
         logits += values[leaves]
         grown.append((tree, values))
     return _side_by_side(grown, n_classes)
 
 
 def _leaf_values(
-    leaves: NDArray[np.int64], n_nodes: int, gradients: Logits, shares: Logits, recipe: TreeRecipe
+    leaves: NDArray[np.int64],
+    n_nodes: int,
+    gradients: Logits,
+    shares: Logits,
+    recipe: TreeRecipe,
+    weights: NDArray[np.float64] | None,
 ) -> Logits:
     """A Newton step for each leaf and class, of which the recipe's share is taken."""
     n_classes = gradients.shape[1]
     inside = (leaves[:, None] == np.arange(n_nodes)).astype(np.float64)
+    if weights is not None:
+        inside *= weights[:, None]
     curvature = inside.T @ (shares * (1.0 - shares)) + recipe.penalty
     # Logits of all classes move at once and only their differences count: hence the factor for more than two.
     factor = (n_classes - 1) / n_classes if n_classes > 2 else 1.0

@@ -48,6 +48,8 @@ class Fitted:
         Tells the fit, and every unpickled copy of it, from others: whoever made an entry meets no hit.
     note : str
         What was done to the context size that was asked for.
+    weights : ndarray of shape (N,) or None
+        Of the demonstrations, above 0; None: all the same.
     """
 
     estimator: TabPFNClassifier
@@ -59,6 +61,7 @@ class Fitted:
     data_print: str
     token: str
     note: str = ""
+    weights: NDArray[np.float64] | None = None
     request: Request = field(init=False)
 
     @property
@@ -158,6 +161,7 @@ class Lookup:
             fitted.context,
             seed=settings.seed,
             recipe=settings.recipe,
+            weights=fitted.weights,
         )
 
     def _build_predictor(self, entry: CacheEntry) -> Predictor:
@@ -173,6 +177,7 @@ class Lookup:
             fitted.context,
             None if session is None else session.all_members,
             None if session is None else session.columns,
+            fitted.weights,
         )
 
 

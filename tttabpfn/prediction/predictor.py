@@ -122,6 +122,7 @@ def build_predictor(
     context: NDArray[np.int64],
     all_members: TabPFNClassifier | None = None,
     columns: ColumnEncoder | None = None,
+    weights: NDArray[np.float64] | None = None,
 ) -> Predictor:
     """What predicts after an adaptation: its members with the adapted networks, or all members with the frozen ones.
 
@@ -143,6 +144,8 @@ def build_predictor(
         Fitted on them with ``fit_mode="fit_preprocessors"``, if it is at hand: its preprocessing is taken over.
     columns : ColumnEncoder, optional
         Fitted on all demonstrations as `all_members` encodes them, if it is at hand.
+    weights : ndarray of shape (N,), optional
+        Of the demonstrations.
 
     Returns
     -------
@@ -171,7 +174,7 @@ def build_predictor(
         return Predictor(fitted_with(tensors), None, 1.0, settings)
     if columns is None:
         table = adapter.encode_rows(all_members, rows)
-        columns = ColumnEncoder(adapter.category_positions(all_members), seed=0).fit(table, codes)
+        columns = ColumnEncoder(adapter.category_positions(all_members), seed=0).fit(table, codes, weights)
     reader = MemoryReader(fitted_with({}), memory, columns, settings.backend, base.averages_logits)
     inner = fitted_with(tensors) if adapted_by_gradient(tensors) else None
     return Predictor(inner, reader, gradient_share(tensors), settings)

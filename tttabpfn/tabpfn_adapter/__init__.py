@@ -28,7 +28,7 @@ from tttabpfn.tabpfn_adapter.fitting import (
     refit_with_cache,
     with_members,
 )
-from tttabpfn.tabpfn_adapter.many_classes import load_base_for, max_classes
+from tttabpfn.tabpfn_adapter.many_classes import code_note, load_base_for, max_classes
 from tttabpfn.tabpfn_adapter.predictions import (
     averaged,
     category_positions,
@@ -50,6 +50,7 @@ __all__ = [
     "can_be_refitted",
     "category_positions",
     "check_estimator_settings",
+    "code_note",
     "declared_limits",
     "default_estimator",
     "encode_rows",

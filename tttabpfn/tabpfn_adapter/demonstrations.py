@@ -52,6 +52,8 @@ class Demonstrations:
         Softmax temperature of the predictions.
     autocast : bool, default=False
         Whether predictions run under autocast, by the user's wish; what is scored without gradients then does, too.
+    weights : Tensor of shape (N,) or None
+        Of the rows in losses; None: all the same.
     """
 
     members: tuple[_Member, ...]
@@ -59,6 +61,7 @@ class Demonstrations:
     n_classes: int
     temperature: float
     autocast: bool = False
+    weights: Tensor | None = None
 
     @property
     def n_members(self) -> int:
@@ -80,7 +83,9 @@ class Demonstrations:
         return max(member.rows.shape[1] for member in self.members)
 
 
-def prepare_demonstrations(inner: TabPFNClassifier, base: Base, X: Any, labels: np.ndarray) -> Demonstrations:
+def prepare_demonstrations(
+    inner: TabPFNClassifier, base: Base, X: Any, labels: np.ndarray, weights: np.ndarray | None = None
+) -> Demonstrations:
     """Run every demonstration through a fitted TabPFN's own preprocessing.
 
     Parameters
@@ -93,6 +98,8 @@ def prepare_demonstrations(inner: TabPFNClassifier, base: Base, X: Any, labels: 
         All demonstrations as the user gave them.
     labels : ndarray of shape (N,), int
         Their class codes in the order of ``inner.classes_``.
+    weights : ndarray of shape (N,), optional
+        Of the rows in losses.
 
     Returns
     -------
@@ -118,7 +125,8 @@ def prepare_demonstrations(inner: TabPFNClassifier, base: Base, X: Any, labels: 
             )
         )
     temperature, autocast = float(inner.softmax_temperature_), bool(inner.use_autocast_)
-    return Demonstrations(tuple(members), codes, int(inner.n_classes_), temperature, autocast)
+    given = None if weights is None else torch.as_tensor(weights, dtype=torch.float32, device=base.device)
+    return Demonstrations(tuple(members), codes, int(inner.n_classes_), temperature, autocast, given)
 
 
 def encode_rows(inner: TabPFNClassifier, X: Any) -> np.ndarray:

@@ -1,10 +1,10 @@
 """More classes than a base was trained on: classes share label embeddings, by another code for every ensemble member.
 
-A network of the newer generations (v3 and later) tells a class's rows by a label embedding, one of ten say, but reads its
-prediction from the context rows that a query attends to, whatever their number of classes. Widened, it gives class ``c``
-the embedding ``c mod 10``. TabPFN shuffles the classes of every ensemble member in another way, so each member puts
-other classes together: an error-correcting code. Within a group the attention alone decides; between the members the
-mean of their logits does. A forward pass costs what it cost with ten classes.
+A network of the newer generations (v3 and later) tells a class's rows by a label embedding, one of ten say, but reads
+its prediction from the context rows that a query attends to, whatever their number of classes. Widened, it gives class
+``c`` the embedding ``c mod 10``. TabPFN shuffles the classes of every ensemble member in another way, so each member
+puts other classes together: an error-correcting code. Within a group the attention alone decides; between the members
+the mean of their logits does. A forward pass costs what it cost with ten classes.
 """
 
 from __future__ import annotations
@@ -48,6 +48,14 @@ def max_classes(estimator: TabPFNClassifier, declared: dict[str, Any]) -> int | 
     """
     limit = declared.get("MAX_NUMBER_OF_CLASSES")
     return None if limit is None or all(_retrieving(estimator)) else int(limit)
+
+
+def code_note(n_classes: int, declared: dict[str, Any]) -> str:
+    """What the report says of more classes than the base was trained on; empty if there are no more."""
+    limit = declared.get("MAX_NUMBER_OF_CLASSES")
+    if limit is None or n_classes <= limit:
+        return ""
+    return f"{n_classes} classes share the base's {limit} label embeddings, by another code for each ensemble member"
 
 
 def _retrieving(estimator: TabPFNClassifier) -> list[bool]:
@@ -126,8 +134,8 @@ def _widened_network(model: Any, n_classes: int) -> nn.Module:
     decoder = _decoder(model)
     if decoder is None:
         raise ValueError(
-            f"y holds {n_classes} classes, but the base model ({type(model).__module__.rpartition('.')[2]}) can tell at "
-            "most 10 apart and does not read its prediction from context rows, so that it cannot be widened; use a base "
+            f"y holds {n_classes} classes, but the base model ({type(model).__module__.rpartition('.')[2]}) can tell "
+            "fewer apart and does not read its prediction from context rows, so that it cannot be widened; use a base "
             "of TabPFN v3 or later, or wrap the estimator in sklearn.multiclass.OneVsRestClassifier."
         )
     shared: dict[int, Any] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
