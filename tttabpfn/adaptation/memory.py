@@ -201,6 +201,9 @@ class MemoryWriter:
         demonstrations = self.session.demonstrations
         device = demonstrations.labels.device
         given = torch.as_tensor(context, device=device)
+        if self.known_rows is not None:
+            # Else all rows there are would be embedded with every part of the context.
+            self.known_rows.expect(given, torch.as_tensor(rows, device=device))
 
         def embed(start: int, end: int) -> _Embedded:
             chunk = rows[start:end]

@@ -14,7 +14,7 @@ from tttabpfn.cache.entry import CacheEntry
 from tttabpfn.cache.fingerprint import fingerprint
 from tttabpfn.report import AdaptationReport
 
-_ALGORITHM = 7  # raise it whenever the same inputs would give other fast weights
+_ALGORITHM = 8  # raise it whenever the same inputs would give other fast weights
 _NOT_IN_KEY = ("model_path", "show_progress_bar", "n_preprocessing_jobs", "n_jobs")
 
 
