@@ -21,6 +21,7 @@ from tttabpfn.cache.fingerprint import fingerprint
 from tttabpfn.cache.shared import resolve_cache
 from tttabpfn.inputs import data, parameters
 from tttabpfn.inputs.weights import check_sample_weight, weights_of_rows
+from tttabpfn.prediction.cost import Cost
 from tttabpfn.prediction.lookup import Fitted, Lookup
 from tttabpfn.report import AdaptationReport
 
@@ -168,6 +169,55 @@ class TTTTabPFNClassifier(ClassifierMixin, BaseEstimator):
         TTTTabPFNClassifier
             Itself.
         """
+        fitted, classes, present = self._prepared(X, y, sample_weight)
+        if self.context_size is None and len(fitted.context) < len(fitted.codes):
+            kept = fitted.note.partition("; ")[0]
+            warnings.warn(
+                f"{kept}; memory and gradient steps read the others. Set context_size to choose.",
+                UserWarning,
+                stacklevel=2,
+            )
+        # Everything that can fail lies above: a failed refit leaves the former fit whole.
+        validate_data(self, X, skip_check_array=True, reset=True)
+        self.classes_ = classes
+        self.context_indices_ = present[fitted.context]
+        self._fitted = fitted
+        return self
+
+    def estimate_cost(self, X: Any, y: Any) -> Cost:
+        """Estimate what `fit` and `adapt` would take, before anything of it runs.
+
+        Loads the base, but neither embeds nor adapts, and changes nothing on the estimator.
+
+        Parameters
+        ----------
+        X : array-like or frame of shape (n_rows, n_features)
+            As `fit` takes it.
+        y : array-like of shape (n_rows,)
+            Labels.
+
+        Returns
+        -------
+        Cost
+            Seconds, bytes at the peak, and what they are made of. As if nothing were in the cache yet.
+
+        Raises
+        ------
+        ValueError
+            Where `fit` would raise one.
+
+        Examples
+        --------
+        >>> from sklearn.datasets import load_iris
+        >>> cost = TTTTabPFNClassifier(random_state=0).estimate_cost(*load_iris(return_X_y=True))
+        >>> 0 < cost.seconds < 600, sum(cost.bytes_by_part.values()) == cost.peak_bytes
+        (True, True)
+        """
+        fitted, _, _ = self._prepared(X, y, None)
+        return Lookup(fitted, resolve_cache(self.cache)).cost()
+
+    def _prepared(self, X: Any, y: Any, sample_weight: Any) -> tuple[Fitted, NDArray[Any], NDArray[np.int64]]:
+        """What a fit stores, the classes, and the rows that are present; all checks, nothing of it kept."""
         parameters.check_parameters(self.get_params(deep=False), adapter.NAMED_SELECTIONS)
         wrapped = self._wrapped()
         declared = adapter.declared_limits(wrapped)
@@ -190,12 +240,6 @@ class TTTTabPFNClassifier(ClassifierMixin, BaseEstimator):
         data.check_feature_count(rows.shape[1], adapter.max_features(wrapped, declared))
         max_rows = adapter.max_context_rows(wrapped, declared)
         size = parameters.resolve_context_size(self.context_size, len(rows), rows.shape[1], len(classes), max_rows)
-        if self.context_size is None and size.note:
-            warnings.warn(
-                f"{size.note}; memory and gradient steps read the others. Set context_size to choose.",
-                UserWarning,
-                stacklevel=2,
-            )
         everything, rng = np.arange(len(rows)), seeded(seed, CONTEXT_BRANCH)
         context = stratified_rows(codes, everything, size.rows, rng, weights=weights)
 
@@ -213,13 +257,7 @@ class TTTTabPFNClassifier(ClassifierMixin, BaseEstimator):
             note="; ".join(filter(None, [size.note, adapter.code_note(len(classes), declared)])),
             weights=weights,
         )
-
-        # Everything that can fail lies above: a failed refit leaves the former fit whole.
-        validate_data(self, X, skip_check_array=True, reset=True)
-        self.classes_ = classes
-        self.context_indices_ = present[context]
-        self._fitted = fitted
-        return self
+        return fitted, classes, present
 
     def predict(self, X: Any) -> NDArray[Any]:
         """Predict labels; the first call adapts.

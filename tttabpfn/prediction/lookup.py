@@ -16,6 +16,7 @@ from tttabpfn import tabpfn_adapter as adapter
 from tttabpfn.adaptation import Session, Settings, adapt
 from tttabpfn.cache.cache import FastWeightCache
 from tttabpfn.cache.entry import CacheEntry
+from tttabpfn.prediction.cost import Cost, Demand, estimate
 from tttabpfn.prediction.entries import Request, frozen_entry, report_of, to_entry
 from tttabpfn.prediction.predictor import Predictor, build_predictor
 from tttabpfn.report import AdaptationReport
@@ -117,6 +118,14 @@ class Lookup:
         report = report_of(self.entry(), reader=self.fitted.token)
         return replace(report, notes=(self.fitted.note, *report.notes)) if self.fitted.note else report
 
+    def cost(self) -> Cost:
+        """Estimate what adapting would take, as if nothing were in the cache."""
+        fitted = self.fitted
+        max_members, n_columns = fitted.settings.recipe.max_members, fitted.rows.shape[1]
+        sizes = adapter.Sizes.of(fitted.estimator, self.base, n_columns, max_members)
+        demand = Demand(len(fitted.codes), n_columns, fitted.n_classes, len(fitted.context), sizes, fitted.settings)
+        return estimate(demand, self.base.device)
+
     def predictor(self) -> Predictor:
         """Return what predicts: fitted on the context rows, with the adapted networks or the frozen ones."""
         return self._keyed_predictor()[1]
@@ -144,8 +153,10 @@ class Lookup:
         fitted, settings = self.fitted, self.fitted.settings
         if settings.is_frozen:
             return frozen_entry(settings, len(fitted.context), len(fitted.codes), fitted.token)
+        cost = self.cost()
+        cost.refuse()
         session = self.session()
-        with progress_bar(self.verbose, settings.n_steps) as tell:
+        with progress_bar(self.verbose, settings.n_steps, cost.seconds) as tell:
             adaptation = adapt(session, settings, tell)
         # It holds first gradients and row embeddings by now.
         self.cache.attachments.resize(self.keys.session, "session", session.nbytes)
@@ -182,12 +193,15 @@ class Lookup:
 
 
 @contextmanager
-def progress_bar(verbose: int, total: int) -> Iterator[Callable[[str, int, int], None] | None]:
-    """Show a bar on standard error while adapting; yields ``tell(what, done, total)``, or None if `verbose` is 0."""
+def progress_bar(verbose: int, total: int, seconds: float) -> Iterator[Callable[[str, int, int], None] | None]:
+    """Show a bar on standard error while adapting; yields ``tell(what, done, total)``, or None if `verbose` is 0.
+
+    `seconds` is what all of it is expected to take.
+    """
     if not verbose:
         yield None
         return
-    with tqdm(total=total, desc="adapting", unit="step") as bar:
+    with tqdm(total=total, desc="adapting", unit="step", postfix=f"about {seconds:.0f} s in all") as bar:
 
         def tell(what: str, done: int, of: int) -> None:
             bar.set_description(what, refresh=False)

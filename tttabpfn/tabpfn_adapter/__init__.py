@@ -38,6 +38,7 @@ from tttabpfn.tabpfn_adapter.predictions import (
 )
 from tttabpfn.tabpfn_adapter.row_embeddings import RowEmbeddings, matching_row_embeddings
 from tttabpfn.tabpfn_adapter.selection import NAMED_SELECTIONS, select_names
+from tttabpfn.tabpfn_adapter.sizes import Sizes
 
 __all__ = [
     "NAMED_SELECTIONS",
@@ -45,6 +46,7 @@ __all__ = [
     "Demonstrations",
     "MemberOutput",
     "RowEmbeddings",
+    "Sizes",
     "adaptable_names",
     "averaged",
     "can_be_refitted",
