@@ -78,7 +78,9 @@ def test_what_the_machine_cannot_hold_is_refused_before_it_runs(classifier, tabl
     with monkeypatch.context() as patched:
         patched.setattr(module, "memory_bytes", lambda device: 2**20)
         patched.setattr("tttabpfn.prediction.lookup.Session", None)
-        with pytest.raises(MemoryError, match=r"would take about .* GiB, but the device has .*; most goes to libraries"):
+        with pytest.raises(
+            MemoryError, match=r"would take about .* GiB, but the device has .*; most goes to libraries"
+        ):
             fitted.predict(X_new)
         assert len(fitted.cache) == 0
     assert fitted.predict(X_new).shape == (30,)
