@@ -93,8 +93,10 @@ class TTTTabPFNClassifier(ClassifierMixin, BaseEstimator):
     ------
     ValueError
         From `fit`, before any weights load: a parameter out of range, infinite values, one class only, a class with
-        one row, more features or context rows than the base takes, more classes than a base before TabPFN v3 takes, a
-        damaged checkpoint.
+        one row, bad weights, more features or context rows than the base takes, more classes than a base before TabPFN
+        v3 takes, a damaged checkpoint.
+    MemoryError
+        Where the adaptation starts: it would take more than the machine has, by `estimate_cost`.
 
     Notes
     -----

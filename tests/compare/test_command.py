@@ -131,6 +131,7 @@ BAD = {
     "steps": (["iris", "--n-steps", "-1"], "n_steps"),
     "plot_kind": (["iris", "--plot", "figure.docx"], "--plot must end in one of"),
     "plot_folder": (["iris", "--plot", "nowhere/figure.png"], "--plot must be in a folder that exists"),
+    "too_many_classes": (["many.csv", "--target", "y"], "class"),
 }
 
 
@@ -141,6 +142,7 @@ def test_bad_input_gets_one_line_and_exit_code_2(arguments, message, frame, caps
     pd.DataFrame({"x": range(9), "y": list("aaaabbbbc")}).to_csv("rare.csv", index=False)
     pd.DataFrame({"x": range(9), "y": ["a"] * 9}).to_csv("one.csv", index=False)
     pd.DataFrame({"y": list("aaaabbbb")}).to_csv("single.csv", index=False)
+    pd.DataFrame({"x": range(2000), "y": [f"c{i % 200}" for i in range(2000)]}).to_csv("many.csv", index=False)
     (tmp_path / "empty.csv").touch()
     (tmp_path / "binary.csv").write_bytes(gzip.compress(bytes(range(256))))
     (tmp_path / "bad.parquet").write_bytes(b"PAR1 but not really")

@@ -12,6 +12,7 @@ from sklearn.model_selection import GridSearchCV
 
 from tttabpfn import FastWeightCache
 from tttabpfn import tabpfn_adapter as adapter
+from tttabpfn.inputs.parameters import resolve_context_size
 from tttabpfn.memory.inputs import MemoryInputs
 
 from ..helpers import ATOL, base_weights, fast_weights, key_of, same_tensors
@@ -174,3 +175,15 @@ def test_a_grid_search_over_many_classes(memory, letters):
     search = GridSearchCV(memory(), grid, cv=2, scoring="neg_log_loss", error_score="raise").fit(X, y)
     assert np.isfinite(search.cv_results_["mean_test_score"]).all()
     assert search.predict_proba(X_new).shape == (52, N_CLASSES)
+
+
+def test_the_context_has_room_for_a_row_of_each_class():
+    assert resolve_context_size(None, 9000, 200, 700, None).rows == 700
+    assert resolve_context_size(None, 9000, 200, 7, None).rows == 500
+    with pytest.raises(ValueError, match="y holds 700 classes, but the base model takes at most 600 context rows"):
+        resolve_context_size(None, 9000, 200, 700, 600)
+
+
+def test_the_report_says_that_classes_share_label_embeddings(memory, letters):
+    notes = memory().fit(letters[0], letters[1]).adaptation_report().notes
+    assert "26 classes share the base's 10 label embeddings, by another code for each ensemble member" in notes

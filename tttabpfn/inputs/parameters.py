@@ -181,7 +181,13 @@ def resolve_context_size(
     """
     if context_size is None:
         cheap = min(max(CHEAP_CELLS // max(1, n_columns), CHEAP_ROWS[0]), CHEAP_ROWS[1])
+        cheap = max(cheap, n_classes)  # a row of each
         size = min(n_rows, cheap) if max_rows is None else min(n_rows, cheap, max_rows)
+        if size < n_classes:
+            raise ValueError(
+                f"y holds {n_classes} classes, but the base model takes at most {size} context rows here, and the "
+                "context needs a row of each; give fewer classes, or set estimator__ignore_pretraining_limits=True."
+            )
         note = "" if size == n_rows else f"context_size=None keeps {size} of {n_rows} rows as context"
         return ContextSize(size, note)
     size = int(context_size) if isinstance(context_size, numbers.Integral) else round(float(context_size) * n_rows)
