@@ -93,15 +93,14 @@ class TTTTabPFNClassifier(ClassifierMixin, BaseEstimator):
     ------
     ValueError
         From `fit`, before any weights load: a parameter out of range, infinite values, one class only, a class with
-        one row, bad weights, more features or context rows than the base takes, more classes than a base before TabPFN
-        v3 takes, a damaged checkpoint.
+        one row, bad weights, more features or context rows than the base takes, a damaged checkpoint.
     MemoryError
         Where the adaptation starts: it would take more than the machine has, by `estimate_cost`.
 
     Notes
     -----
-    A base of TabPFN v3 or later, as the bundled one, takes any number of classes: above those it was trained on (10)
-    they share label embeddings, by another code for every ensemble member (`tabpfn_adapter.many_classes`).
+    Any number of classes can be told apart: above those that the base was trained on (10) they share labels, by another
+    code for every ensemble member (`tabpfn_adapter.many_classes`).
 
     The recipe is that of Gozeten et al. 2025 (arXiv 2503.11842), the chunked updates with Muon are those of LaCT
     (Zhang et al. 2025, arXiv 2505.23884). `predict` changes nothing on the estimator and may be called from threads.
@@ -233,12 +232,7 @@ class TTTTabPFNClassifier(ClassifierMixin, BaseEstimator):
         weights = weights_of_rows(given, self.class_weight, classes, codes)
         seed = parameters.resolve_seed(self.random_state)
         settings = self._settings(seed)
-        data.check_class_counts(
-            classes,
-            codes,
-            max_classes=adapter.max_classes(wrapped, declared),
-            adapts=not settings.is_frozen,
-        )
+        data.check_class_counts(classes, codes, adapts=not settings.is_frozen)
         data.check_feature_count(rows.shape[1], adapter.max_features(wrapped, declared))
         max_rows = adapter.max_context_rows(wrapped, declared)
         size = parameters.resolve_context_size(self.context_size, len(rows), rows.shape[1], len(classes), max_rows)

@@ -17,7 +17,7 @@ from tttabpfn.memory.inputs import MemoryInputs
 
 from ..helpers import ATOL, base_weights, fast_weights, key_of, same_tensors
 
-RETRIEVING = ("v3", "v3.5")
+RETRIEVING, EARLIER = ("v3", "v3.5"), ("v2", "v2.5", "v2.6")
 N_CLASSES = 26
 
 
@@ -100,21 +100,31 @@ def test_a_temperature_of_ones_own_is_kept(tiny_tabpfn):
     assert len({wide.content, other.content, adapter.load_base(tiny_tabpfn(softmax_temperature=0.7)).content}) == 3
 
 
-@pytest.mark.parametrize("generation", ["v2", "v2.5", "v2.6"])
-def test_a_base_that_cannot_be_widened_is_refused_before_it_loads(classifier, letters, generation, monkeypatch):
-    made = classifier(generation)
-    monkeypatch.setattr(adapter, "load_base", None)
-    with pytest.raises(ValueError, match="y holds 26 classes, but the base model can tell at most 10"):
-        made.fit(letters[0], letters[1])
+@pytest.mark.parametrize("generation", EARLIER)
+def test_an_earlier_network_sees_groups_and_shares_their_output_among_their_classes(tiny_tabpfn, generation):
+    estimator = tiny_tabpfn(generation)
+    base, wide = adapter.load_base(estimator), adapter.load_base_for(estimator, 14)
+    rng = np.random.default_rng(0)
+    x = torch.as_tensor(rng.normal(size=(50, 1, 4)), dtype=torch.float32)
+    labels = torch.as_tensor(np.arange(40) % 14, dtype=torch.float32)[:, None]
+    with torch.no_grad():
+        few = base.models[0](x, labels % 10).softmax(-1)[:, 0]
+        output = wide.models[0](x, labels, only_return_standard_out=False)
+    many = output["standard"].softmax(-1)[:, 0]
+    assert many.shape == (10, 14)
+    assert output["test_embeddings"].shape[0] == 10
+    torch.testing.assert_close(many[:, 4:10], few[:, 4:10], rtol=1e-5, atol=1e-7)
+    for group in range(4):
+        for one in (group, 10 + group):
+            torch.testing.assert_close(many[:, one], few[:, group] / 2, rtol=1e-5, atol=1e-7)
+    own, widened = dict(base.models[0].named_parameters()), dict(wide.models[0].named_parameters())
+    assert all(own[name] is widened[name] for name in own)
 
 
-def test_a_base_that_turns_out_too_narrow_once_loaded_is_refused(tiny_tabpfn):
-    with pytest.raises(ValueError, match=r"y holds 11 classes, but the base model \(tabpfn_v2\)"):
-        adapter.load_base_for(tiny_tabpfn("v2"), 11)
-
-
-@pytest.mark.parametrize("generation", RETRIEVING)
-@pytest.mark.parametrize("adaptation", ["memory", "gradient", "both"])
+@pytest.mark.parametrize(
+    ("generation", "adaptation"),
+    [(one, way) for one in RETRIEVING for way in ("memory", "gradient", "both")] + [(one, "both") for one in EARLIER],
+)
 def test_26_classes_are_predicted_without_a_wrapper(classifier, letters, generation, adaptation):
     X, y, X_new, y_new = letters
     made = classifier(generation, adaptation=adaptation, context_size=60, n_steps=8)
@@ -186,4 +196,4 @@ def test_the_context_has_room_for_a_row_of_each_class():
 
 def test_the_report_says_that_classes_share_label_embeddings(memory, letters):
     notes = memory().fit(letters[0], letters[1]).adaptation_report().notes
-    assert "26 classes share the base's 10 label embeddings, by another code for each ensemble member" in notes
+    assert "26 classes share the base's 10 labels, by another code for each ensemble member" in notes

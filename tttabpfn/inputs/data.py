@@ -121,10 +121,8 @@ def check_targets(y: Any, n_rows: int, *, estimator: Any) -> tuple[NDArray[Any],
     return labels, classes, codes.astype(np.int64)
 
 
-def check_class_counts(
-    classes: NDArray[Any], codes: NDArray[np.int64], *, max_classes: int | None, adapts: bool
-) -> None:
-    """Check that the base can tell the classes apart and that each has rows enough.
+def check_class_counts(classes: NDArray[Any], codes: NDArray[np.int64], *, adapts: bool) -> None:
+    """Check that there are rows enough to train on.
 
     Parameters
     ----------
@@ -132,8 +130,6 @@ def check_class_counts(
         Labels.
     codes : ndarray of shape (N,), int
         Codes.
-    max_classes : int or None
-        What the base can tell apart, where known.
     adapts : bool
         Whether any training is asked for. A class with a single row then lends it to the context, but some class must
         have a second one to train on.
@@ -141,14 +137,8 @@ def check_class_counts(
     Raises
     ------
     ValueError
-        If there are too many classes, or too few rows per class.
+        If there are too few rows per class.
     """
-    if max_classes is not None and len(classes) > max_classes:
-        raise ValueError(
-            f"y holds {len(classes)} classes, but the base model can tell at most {max_classes} apart; "
-            "use a base of TabPFN v3 or later, which takes any number, or wrap the estimator in "
-            "sklearn.multiclass.OneVsRestClassifier."
-        )
     counts = np.bincount(codes, minlength=len(classes))
     if adapts and counts.max() < 2:
         raise ValueError(

@@ -28,7 +28,7 @@ from tttabpfn.tabpfn_adapter.fitting import (
     refit_with_cache,
     with_members,
 )
-from tttabpfn.tabpfn_adapter.many_classes import code_note, load_base_for, max_classes
+from tttabpfn.tabpfn_adapter.many_classes import code_note, load_base_for
 from tttabpfn.tabpfn_adapter.predictions import (
     averaged,
     category_positions,
@@ -63,7 +63,6 @@ __all__ = [
     "load_base_for",
     "loaded_base",
     "matching_row_embeddings",
-    "max_classes",
     "max_context_rows",
     "max_features",
     "member_logits",
