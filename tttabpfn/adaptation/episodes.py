@@ -63,7 +63,8 @@ def stratified_rows(
         quota = _quotas(counts, size, every_class)
         shuffled = rng.permutation(len(pool))
     else:
-        quota = _quotas(counts, size, every_class, np.bincount(inverse, weights=weights[pool]))
+        totals = np.bincount(inverse, weights=weights[pool]).astype(np.float64)
+        quota = _quotas(counts, size, every_class, totals)
         shuffled = np.argsort(rng.exponential(size=len(pool)) / weights[pool], kind="stable")
     taken = [pool[shuffled[inverse[shuffled] == position]][: quota[position]] for position in range(len(classes))]
     return np.sort(np.concatenate(taken))

@@ -91,11 +91,12 @@ def _widened_network(model: Any, n_classes: int) -> nn.Module:
     shared: dict[int, Any] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     twin: Any = copy.deepcopy(model, shared)
     if _decoder(model) is None:
-        twin.__class__ = _grouping(type(model))
+        twin.__class__ = _grouping(model.__class__)
         twin.label_of_class = torch.arange(n_classes) % n_labels
         return twin
     for encoder in (twin.col_y_encoder, twin.icl_y_encoder):
-        embedding = (encoder["multiclass"] if isinstance(encoder, nn.ModuleDict) else encoder).embedding
+        chosen: Any = encoder["multiclass"] if isinstance(encoder, nn.ModuleDict) else encoder
+        embedding = chosen.embedding
         known = embedding.weight.detach()
         rows = known[torch.arange(n_classes, device=known.device) % n_labels].clone()
         embedding.weight = nn.Parameter(rows, requires_grad=embedding.weight.requires_grad)
