@@ -14,7 +14,7 @@ from tttabpfn.cache.entry import CacheEntry
 from tttabpfn.cache.fingerprint import fingerprint
 from tttabpfn.report import AdaptationReport
 
-_ALGORITHM = 7  # raise it whenever the same inputs would give other fast weights
+_ALGORITHM = 8  # raise it whenever the same inputs would give other fast weights
 _NOT_IN_KEY = ("model_path", "show_progress_bar", "n_preprocessing_jobs", "n_jobs")
 
 
@@ -67,7 +67,8 @@ class Request:
         Request
         """
         wrapped, recipe = estimator_print(estimator), settings.recipe
-        shared = (settings.seed, recipe.held_back_share, recipe.max_held_back, recipe.max_members)
+        drawn = (recipe.held_back_share, recipe.max_held_back, recipe.max_members, recipe.memory.max_rows)
+        shared = (settings.seed, *drawn)
         return cls(
             adaptation=fingerprint(wrapped, settings, data_print),
             session=fingerprint(wrapped, shared, data_print),
