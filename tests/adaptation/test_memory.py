@@ -354,15 +354,3 @@ def test_without_evidence_the_memory_keeps_its_prior_share(classifier, clusters)
     assert report.loss_frozen is not None
     assert report.loss_adapted is not None
     assert report.n_held_back > 0
-
-
-# Seen to fail: with the rows that a memory reads drawn from all rows alike.
-def test_a_memory_of_some_rows_reads_those_that_judge_gradient_steps(classifier, clusters):
-    X, y, *_ = clusters
-    fitted = classifier(adaptation="memory", guard=True, step_size="auto", n_steps=3, context_size=40).fit(X, y)
-    session, settings = fitted._lookup().session(), fitted._fitted.settings
-    memory = dataclasses.replace(settings.recipe.memory, max_rows=60)
-    some = dataclasses.replace(settings, recipe=dataclasses.replace(settings.recipe, memory=memory))
-    written = MemoryWriter(session, some, Deadline(None)).run()
-    assert len(written.rows) < len(X) - 40
-    assert set(session.split.held_back) <= set(written.rows)

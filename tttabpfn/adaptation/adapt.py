@@ -68,7 +68,7 @@ def _memory_alone(session: Session, settings: Settings, written: WrittenMemory) 
         step_size=0.0 if settings.step_size is None else settings.step_size,
         n_steps=0 if written.memory is None else settings.n_steps,
         context_size=len(session.split.context),
-        n_demonstrations=len(session.labels),
+        n_demonstrations=session.n_demonstrations,
         n_members=session.demonstrations.n_members,
         **written.as_report_fields(),
     )

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 RowIndices = NDArray[np.int64]
 """Positions of demonstrations."""
 
+ROWS_BRANCH = 13
 FEW_QUERIES = 0.35
 """Share of the demonstrations outside the context below which the rows of the context are queries too."""
 
@@ -94,6 +95,32 @@ def _within(counts: NDArray[np.int64], size: int, totals: NDArray[np.float64]) -
         if not over.any():
             return ideal
         full |= over
+
+
+def rows_to_read(labels: NDArray[np.int64], context: RowIndices, max_rows: int, seed: int) -> RowIndices:
+    """Rows that the network reads: the context, and as many others as it may, drawn by class.
+
+    Parameters
+    ----------
+    labels : ndarray of shape (N,), int
+        Class codes.
+    context : ndarray of shape (n,), int
+        Rows kept as context.
+    max_rows : int
+        Rows outside the context at most.
+    seed : int
+        Root of the seed tree.
+
+    Returns
+    -------
+    ndarray of int
+        Sorted.
+    """
+    if len(labels) - len(context) <= max_rows:
+        return np.arange(len(labels))
+    outside = np.setdiff1d(np.arange(len(labels)), context)
+    drawn = stratified_rows(labels, outside, max_rows, seeded(seed, ROWS_BRANCH), every_class=False)
+    return np.union1d(context, drawn)
 
 
 @dataclass(frozen=True)

@@ -320,7 +320,7 @@ class GradientAdaptation:
             "adaptation": self.settings.adaptation,
             "update_rule": self.settings.update_rule,
             "context_size": len(split.context),
-            "n_demonstrations": len(self.session.labels),
+            "n_demonstrations": self.session.n_demonstrations,
             "n_members": self.session.demonstrations.n_members,
             "n_held_back": len(split.held_back),
             "fast_weight_bytes": self.path.fast.nbytes,

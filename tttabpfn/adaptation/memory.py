@@ -25,7 +25,7 @@ from tttabpfn.memory.parts import Written, write_family
 from tttabpfn.memory.rows import KeyScale
 from tttabpfn.memory.settings import MemorySettings
 
-FOLD_BRANCH, PART_BRANCH, START_BRANCH, ROWS_BRANCH = 10, 11, 12, 13
+FOLD_BRANCH, PART_BRANCH, START_BRANCH, SCORED_BRANCH = 10, 11, 12, 14
 MIN_ROWS = 8
 """Fewer rows than these cannot tell a better mixture from a worse one."""
 
@@ -63,7 +63,7 @@ class MemoryWriter:
 
     def __init__(self, session: Session, settings: Settings, deadline: Deadline) -> None:
         self.session = session
-        self.recipe = settings.recipe.memory
+        self.recipe = settings.recipe.memory.for_rows(session.n_demonstrations)
         self.guard = settings.guard
         self.seed = settings.seed
         self.deadline = deadline
@@ -98,25 +98,29 @@ class MemoryWriter:
 
     def _mixed(self, embedded: _Embedded) -> WrittenMemory:
         session, recipe = self.session, self.recipe
-        rows, folds = embedded.rows, embedded.folds
-        labels = session.labels[rows]
-        weights = None if session.weights is None else session.weights[rows]
+        labels = session.labels[embedded.rows]
+        weights = None if session.weights is None else session.weights[embedded.rows]
         shares = np.bincount(session.labels, session.weights, minlength=embedded.logits.shape[2]) + 0.5
         log_shares = torch.as_tensor(np.log(shares / shares.sum()), dtype=torch.float32, device=embedded.logits.device)
-        keys, cells = session.columns.transform_known(session.table[rows], labels, folds, weights)
+        keys, cells = session.columns.transform_known(session.table[embedded.rows], labels, embedded.folds, weights)
         columns = torch.as_tensor(keys, device=embedded.logits.device)
         averages = session.base.averages_logits
         inputs = MemoryInputs(embedded.embeddings, embedded.logits, columns, cells, averages)
         scale = KeyScale.of(embedded.embeddings)
 
-        written = self._written(inputs, scale, labels, folds, log_shares, weights)
-        frozen = self._averaged(embedded.logits)
+        held_back = self._held_back(embedded)
+        written = self._written(inputs, scale, labels, held_back, log_shares, weights)
+        scored = np.flatnonzero(held_back >= 0)
+        rows, labels = embedded.rows[scored], labels[scored]
+        weights = None if weights is None else weights[scored]
+        frozen = self._averaged(embedded.logits[:, scored])
         if not written:
             verdict = Verdict(False, "the time limit left no time to write any part", 0.0, np.inf)
             return WrittenMemory(None, verdict, rows, frozen, tuple(self.notes))
-        parts = np.stack([frozen, *(self._averaged(one.logits) for one in written)]).astype(np.float64)
+        parts = np.stack([frozen, *(self._averaged(one.logits[:, scored]) for one in written)]).astype(np.float64)
         prior = _prior(len(written), recipe.model_share)
-        crossed = cross_fitted_mixture(parts, labels, folds, prior, recipe.prior_rows, weights)
+        # No row has a say in its own mixture, whether or not all of them were held back by one and the same fold.
+        crossed = cross_fitted_mixture(parts, labels, embedded.folds[scored], prior, recipe.prior_rows, weights)
         before = row_losses(session.scores.finished(frozen), labels)
         after = row_losses(session.scores.finished(crossed), labels)
         verdict, share = weigh(before, after, min_trust=recipe.min_trust, weights=weights)
@@ -145,6 +149,21 @@ class MemoryWriter:
         losses = row_losses(session.scores.finished(mixed), labels)
         return WrittenMemory(memory, verdict, rows, mixed, tuple(self.notes), before, losses, weights)
 
+    def _held_back(self, embedded: _Embedded) -> NDArray[np.int64]:
+        """The fold whose writings do without a row: its own, or, of many rows, one fold for some and -1 for the rest."""
+        rows, recipe = embedded.rows, self.recipe
+        if len(rows) <= recipe.crossed_rows:
+            return embedded.folds
+        # Gradient steps beside the memory are judged on the session's held-back rows: the memory must not know them.
+        known = np.flatnonzero(np.isin(rows, self.session.split.held_back))
+        size = min(recipe.max_scored_rows, len(rows) // recipe.folds) - len(known)
+        others = np.setdiff1d(np.arange(len(rows)), known)
+        labels, rng = self.session.labels[rows], seeded(self.seed, SCORED_BRANCH)
+        drawn = stratified_rows(labels, others, max(0, size), rng, every_class=False)
+        folds = np.full(len(rows), -1, dtype=np.int64)
+        folds[known] = folds[drawn] = 0
+        return folds
+
     def _written(
         self,
         inputs: MemoryInputs,
@@ -156,13 +175,15 @@ class MemoryWriter:
     ) -> list[Written]:
         """Every family's parts, as many of them as the time limit leaves."""
         codes = torch.as_tensor(labels, device=log_shares.device)
+        reads_all = any(family.kind == "boosted" for family in self.recipe.families)
+        others = self.session.unread_rows() if reads_all else None
         written: list[Written] = []
         for number, family in enumerate(self.recipe.families):
             if self.deadline.has_passed():
                 left = len(self.recipe.families) - number
                 self.notes.append(f"time limit reached: {left} of {len(self.recipe.families)} families not written")
                 break
-            written += write_family(family, inputs, scale, codes, folds, log_shares, self.settings, weights)
+            written += write_family(family, inputs, scale, codes, folds, log_shares, self.settings, weights, others)
         return written
 
     def _averaged(self, scaled: Tensor) -> NDArray[np.float32]:
@@ -174,13 +195,9 @@ class MemoryWriter:
         session, recipe = self.session, self.recipe
         context, labels = session.split.context, session.labels
         outside = np.setdiff1d(np.arange(len(labels)), context)
-        if len(outside) > recipe.max_rows:
-            self.notes.append(f"the memory reads {recipe.max_rows} of {len(outside)} rows outside the context")
-            # Gradient steps beside the memory are judged on the session's held-back rows: it has to have read these.
-            known = np.intersect1d(outside, session.split.held_back)
-            rng, size = seeded(self.seed, ROWS_BRANCH), max(0, recipe.max_rows - len(known))
-            drawn = stratified_rows(labels, np.setdiff1d(outside, known), size, rng, every_class=False)
-            outside = np.union1d(known, drawn)
+        if session.n_unread:
+            n_outside = len(outside) + session.n_unread
+            self.notes.append(f"TabPFN reads {len(outside)} of {n_outside} rows outside the context, boosted trees all")
         # Rows of the context are embedded part by part, given the others; one row of every class stays in all of them.
         parts = query_folds(labels, context, recipe.folds, seeded(self.seed, PART_BRANCH), keep_out=context)
         if len(outside) + sum(map(len, parts)) < MIN_ROWS:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from tabpfn import TabPFNClassifier
 
 from tttabpfn import tabpfn_adapter as adapter
-from tttabpfn.adaptation.episodes import RowIndices, Split, seeded, split_demonstrations
+from tttabpfn.adaptation.episodes import RowIndices, Split, rows_to_read, seeded, split_demonstrations
 from tttabpfn.adaptation.fast_model import FastModel, predicting_models
 from tttabpfn.adaptation.guard import HeldBackScores
 from tttabpfn.adaptation.outcome import WrittenMemory
@@ -21,8 +21,11 @@ from tttabpfn.adaptation.settings import Recipe, Settings
 from tttabpfn.cache.predictions import SharedPredictions
 from tttabpfn.inputs.data import take_rows
 from tttabpfn.memory.columns import ColumnEncoder
+from tttabpfn.memory.inputs import ColumnRows
 
 HELD_BACK_BRANCH = 2
+_ROWS = 65_536
+"""Rows that are encoded at a time."""
 
 
 class Session:
@@ -45,7 +48,8 @@ class Session:
     seed : int
         Root of the seed tree.
     recipe : Recipe
-        Says how much is held back and how many members adapt; nothing else of it is used.
+        Says how much is held back, how many members adapt and how many rows the network reads; nothing else of it is
+        used. All that the session holds is about these rows alone, and numbers them.
     split : Split, optional
         Which rows play which part; None: drawn.
     weights : ndarray of shape (N,), optional
@@ -65,9 +69,16 @@ class Session:
         split: Split | None = None,
         weights: NDArray[np.float64] | None = None,
     ) -> None:
+        self.n_demonstrations = len(labels)
+        self.base = adapter.load_base_for(estimator, int(labels.max()) + 1)
+        self._everything = (X, labels, weights)
+        self._read = rows_to_read(labels, context, recipe.memory.max_rows, seed)
+        if len(self._read) < len(labels):
+            X, y, labels = take_rows(X, self._read), take_rows(y, self._read), labels[self._read]
+            context = np.searchsorted(self._read, context)
+            weights = None if weights is None else weights[self._read]
         self.labels = labels
         self.weights = weights
-        self.base = adapter.load_base_for(estimator, int(labels.max()) + 1)
         self.split = _draw_split(labels, context, seed, recipe) if split is None else split
         rows = take_rows(X, context), take_rows(y, context)
         self.all_members = adapter.fit_tabpfn(estimator, self.base, *rows, fit_mode="fit_preprocessors")
@@ -107,6 +118,23 @@ class Session:
         for fold in self.split.folds:
             context = np.setdiff1d(self.split.pool, fold)
             self.row_embeddings.expect(*(torch.as_tensor(rows, device=device) for rows in (context, fold)))
+
+    @property
+    def n_unread(self) -> int:
+        """Demonstrations that are too many for the network to read."""
+        return self.n_demonstrations - len(self._read)
+
+    def unread_rows(self) -> ColumnRows | None:
+        """These demonstrations as trees see them, encoded part by part; None if there are none."""
+        if not self.n_unread:
+            return None
+        X, labels, weights = self._everything
+        unread = np.setdiff1d(np.arange(len(labels)), self._read)
+        cells = [
+            self.columns.cells(adapter.encode_rows(self.all_members, take_rows(X, unread[start : start + _ROWS])))
+            for start in range(0, len(unread), _ROWS)
+        ]
+        return ColumnRows(np.concatenate(cells), labels[unread], None if weights is None else weights[unread])
 
     @property
     def is_searched(self) -> bool:

@@ -136,6 +136,11 @@ class ColumnEncoder:
         features, cells = self._assembled(table, self._read_shares(table))
         return self._keys(features), cells
 
+    def cells(self, table: NDArray[np.floating]) -> Cells:
+        """Cells (Q, B) of other rows alone, at a fraction of the cost."""
+        table = _as_doubles(table)
+        return self._cells(table, self._filled(table), self._read_shares(table)).astype(np.float32)
+
     def _read_shares(self, table: _Table) -> list[_Table]:
         return [shares.read(table[:, column]) for shares, column in zip(self._shares, self._crowded, strict=True)]
 
@@ -146,13 +151,18 @@ class ColumnEncoder:
     def _assembled(self, table: _Table, shares: list[_Table]) -> tuple[_Table, Cells]:
         """Keys before they are scaled, and cells."""
         filled = self._filled(table)
-        holes = (~np.isfinite(table[:, self._holes])).astype(np.float64)
-        levels = _one_hot(self._levels, table[:, self._categories])
-        # Trees cut numbers and tell their values apart by themselves: ranks and values would only be more to search.
-        cells = np.concatenate([filled, holes, levels, *shares], axis=1)
+        cells = self._cells(table, filled, shares)
         ranked = filled if self._ranks is None else self._ranks.transform(filled)
         values = _one_hot(self._values, table[:, self._few])
         return np.concatenate([cells, ranked, values], axis=1), cells.astype(np.float32)
+
+    def _cells(self, table: _Table, filled: _Table, shares: list[_Table]) -> _Table:
+        """Numbers, missing cells, levels and class shares.
+
+        Trees cut numbers and tell their values apart by themselves: ranks and values would only be more to search.
+        """
+        holes = (~np.isfinite(table[:, self._holes])).astype(np.float64)
+        return np.concatenate([filled, holes, _one_hot(self._levels, table[:, self._categories]), *shares], axis=1)
 
     def _scaled(self, features: _Table) -> _Table:
         return np.clip((features - self._centre) / self._spread, -MAX_DEVIATION, MAX_DEVIATION)

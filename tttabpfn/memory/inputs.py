@@ -13,6 +13,35 @@ from tttabpfn.memory.rows import KeyScale
 
 
 @dataclass(frozen=True)
+class ColumnRows:
+    """Labelled rows as trees see them.
+
+    Parameters
+    ----------
+    cells : ndarray of shape (N, B), float32
+    labels : ndarray of shape (N,), int
+        Class codes.
+    weights : ndarray of shape (N,) or None
+    """
+
+    cells: NDArray[np.float32]
+    labels: NDArray[np.int64]
+    weights: NDArray[np.float64] | None = None
+
+    def of(self, kept: NDArray[np.bool_]) -> ColumnRows:
+        """Some of the rows."""
+        return ColumnRows(self.cells[kept], self.labels[kept], None if self.weights is None else self.weights[kept])
+
+    def joined(self, others: ColumnRows) -> ColumnRows:
+        """These rows and others, all or none of which have weights."""
+        weights = None
+        if self.weights is not None and others.weights is not None:
+            weights = np.concatenate([self.weights, others.weights])
+        cells, labels = np.concatenate([self.cells, others.cells]), np.concatenate([self.labels, others.labels])
+        return ColumnRows(cells, labels, weights)
+
+
+@dataclass(frozen=True)
 class MemoryInputs:
     """Rows as memories see them.
 

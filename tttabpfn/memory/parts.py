@@ -10,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tttabpfn.memory.inputs import MemoryInputs
+from tttabpfn.memory.boosted import Boosted, write_boosted
+from tttabpfn.memory.inputs import ColumnRows, MemoryInputs
 from tttabpfn.memory.linear import read_linear, write_linear
 from tttabpfn.memory.rows import KeyScale, MemoryRows
 from tttabpfn.memory.settings import Family, MemorySettings
@@ -18,6 +19,8 @@ from tttabpfn.memory.swiglu import read_swiglu, write_swiglu
 from tttabpfn.memory.trees import Trees, write_trees
 
 Weights = dict[str, Tensor]
+_NEGLIGIBLE = 0.05
+"""Share of held-back rows among all up to which boosted trees are not written a second time, with them."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,7 @@ class Part:
 
     Parameters
     ----------
-    kind : {"linear", "swiglu", "trees"}
+    kind : {"linear", "swiglu", "trees", "boosted"}
     block : {"embedding", "columns", "both"}
         Its keys; trees split the columns' cells.
     start : {"model", "shares"}
@@ -53,7 +56,8 @@ class Part:
         keys = {"embedding": "embedding", "columns": "columns", "both": "embedding and columns"}[self.block]
         onto = "" if self.start == "shares" else ", on top of TabPFN"
         size = f"penalty {self.value:g}" if self.kind == "linear" else f"{self.value:g} updates"
-        return f"{self.kind} on {keys}{onto} ({size})"
+        kind = "boosted trees" if self.kind == "boosted" else self.kind
+        return f"{kind} on {keys}{onto} ({size})"
 
     def logits(self, inputs: MemoryInputs, scale: KeyScale, log_shares: Tensor, backend: str) -> Tensor:
         """Logits of rows, of shape (M, Q, K); with M = 1 where every member would give the same.
@@ -72,7 +76,7 @@ class Part:
         Tensor
             Divided by the softmax temperature.
         """
-        if self.kind == "trees":
+        if self.kind in ("trees", "boosted"):
             summed = Trees(**self.weights).read(inputs.cells) + inputs.mean_start(self.start, log_shares)
             return torch.as_tensor(summed, dtype=torch.float32, device=inputs.logits.device)[None]
         keys = inputs.keys(self.block, scale)
@@ -90,7 +94,7 @@ class Written:
     part : Part
         Written with all rows.
     logits : Tensor of shape (M, N, K)
-        Of every row, from the writing of the folds without it.
+        Of every row of a fold, from the writing without that fold.
     """
 
     part: Part
@@ -106,6 +110,7 @@ def write_family(
     log_shares: Tensor,
     settings: MemorySettings,
     weights: NDArray[np.float64] | None = None,
+    others: ColumnRows | None = None,
 ) -> list[Written]:
     """Write all parts of a family: for every fold without its rows, and with all rows.
 
@@ -119,11 +124,13 @@ def write_family(
         Of the embeddings.
     labels : Tensor of shape (N,), int64
     folds : ndarray of shape (N,), int
-        Each row's fold, 0 to F - 1.
+        Each row's fold, 0 to F - 1; -1 for rows that every writing sees.
     log_shares : Tensor of shape (K,)
     settings : MemorySettings
     weights : ndarray of shape (N,), optional
         Of the rows: one of weight 2 counts as two rows.
+    others : ColumnRows, optional
+        Rows that the model has not read: boosted trees are written with these, too.
 
     Returns
     -------
@@ -132,6 +139,9 @@ def write_family(
     """
     if family.kind == "trees":
         return _write_trees(family, inputs, labels, folds, log_shares, settings, weights)
+    if family.kind == "boosted":
+        own = ColumnRows(inputs.cells, labels.cpu().numpy(), weights)
+        return _write_boosted(family, inputs, own, others, folds, log_shares, settings)
     n_folds = int(folds.max()) + 1
     # The last of the stacked writings holds nothing back: it is the one that is kept.
     written = np.concatenate([folds != np.arange(n_folds)[:, None], np.ones((1, len(folds)), dtype=bool)])
@@ -204,7 +214,7 @@ def _written(
     read: Callable[[Weights, Tensor], Tensor],
 ) -> Written:
     """A part from weights (F + 1, M, ...) of its folds' writings and, last, of the one with all rows."""
-    logits = torch.empty_like(rows.offsets)
+    logits = rows.offsets.clone()
     for fold in range(rows.n_folds - 1):
         own = torch.as_tensor(np.flatnonzero(folds == fold), device=logits.device)
         added = read({name: stack[fold] for name, stack in weights.items()}, rows.keys[:, own])[0]
@@ -239,6 +249,41 @@ def _write_trees(
         Written(
             Part(family.kind, family.block, family.start, count, trees.first(count).tensors()),
             torch.as_tensor(at_count, dtype=torch.float32, device=labels.device)[None],
+        )
+        for count, at_count in zip(counts, logits, strict=True)
+    ]
+
+
+def _write_boosted(
+    family: Family,
+    inputs: MemoryInputs,
+    rows: ColumnRows,
+    others: ColumnRows | None,
+    folds: NDArray[np.int64],
+    log_shares: Tensor,
+    settings: MemorySettings,
+) -> list[Written]:
+    first, start = log_shares.double().cpu().numpy(), inputs.mean_start(family.start, log_shares)
+    counts = sorted({settings.boosted(share, len(first)) for share in family.values})
+
+    def write(kept: NDArray[np.bool_]) -> Boosted:
+        own = rows.of(kept) if others is None else rows.of(kept).joined(others)
+        recipe, seed = settings.recipe.boosted, settings.seed
+        return write_boosted(own.cells, own.labels, first, counts[-1], recipe, seed, own.weights)
+
+    logits = [start.copy() for _ in counts]
+    for fold in range(int(folds.max()) + 1):
+        boosted, held_back = write(folds != fold), folds == fold
+        for at_count, count in zip(logits, counts, strict=True):
+            at_count[held_back] += boosted.first(count).read(rows.cells[held_back])
+    n_all = len(folds) + (0 if others is None else len(others.labels))
+    # So few are held back that another writing would hardly differ.
+    if folds.max() > 0 or (folds >= 0).sum() > _NEGLIGIBLE * n_all:
+        boosted = write(np.ones(len(folds), dtype=bool))
+    return [
+        Written(
+            Part(family.kind, family.block, family.start, count, boosted.first(count).tensors()),
+            torch.as_tensor(at_count, dtype=torch.float32, device=inputs.logits.device)[None],
         )
         for count, at_count in zip(counts, logits, strict=True)
     ]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from tttabpfn.memory.boosted import BoostedRecipe
 from tttabpfn.memory.trees import TreeRecipe
 
 
@@ -13,8 +14,8 @@ class Family:
 
     Parameters
     ----------
-    kind : {"linear", "swiglu", "trees"}
-        What is written.
+    kind : {"linear", "swiglu", "trees", "boosted"}
+        What is written; "boosted" reads all rows, the others those that were embedded.
     block : {"embedding", "columns", "both"}
         Keys: TabPFN's embedding of a row, the table's own columns, or both.
     start : {"model", "shares"}
@@ -38,20 +39,30 @@ class MemoryRecipe:
     ----------
     families : tuple of Family
         Parts that are tried, the cheapest first: a time limit may end before the last.
+    many_rows_families : tuple of Family
+        The same for tables of `many_rows` and more.
+    many_rows : int
+        Rows from which on there are many: trees then get more leaves, and histogram boosting joins.
     momentum : float
         Of the linear memory's preconditioned steps.
     hidden : int
         Hidden width of the SwiGLU memory.
     restore_norms : bool
         Restore the row norms of the SwiGLU memory's input weights after an update of Muon, as LaCT does.
-    trees : TreeRecipe
-        How trees are written.
-    max_trees : int
+    trees, many_rows_trees : TreeRecipe
+        How trees are written, and how with many rows.
+    max_trees, many_rows_max_trees : int
         Trees of a part at most.
+    boosted : BoostedRecipe
+        How boosted trees are written.
     folds : int
         Parts of the rows; each is held back from one writing, and scored by it.
+    crossed_rows : int
+        Rows up to which every fold is held back once. Of more, one fold alone is held back and scored.
+    max_scored_rows : int
+        Rows of that one fold at most.
     max_rows : int
-        Rows written at most, drawn by class; the others are not read.
+        Rows outside the context that TabPFN reads at most, drawn by class; the others are read by boosted trees alone.
     rows_per_pass : int
         Rows embedded in one forward pass.
     model_share : float
@@ -71,18 +82,40 @@ class MemoryRecipe:
         Family("linear", "embedding", "model", (0.01,)),
         Family("swiglu", "both", "model", (0.5, 1.0)),
     )
+    many_rows_families: tuple[Family, ...] = (
+        Family("boosted", "columns", "shares", (0.5, 1.0)),
+        Family("linear", "columns", "shares", (1e-3, 0.02)),
+        Family("trees", "columns", "model", (0.25, 0.5, 1.0)),
+        Family("linear", "both", "model", (0.01,)),
+        Family("linear", "embedding", "model", (0.01,)),
+        Family("swiglu", "both", "model", (0.5, 1.0)),
+    )
+    many_rows: int = 2000
     momentum: float = 0.7
     hidden: int = 32
     restore_norms: bool = True
     trees: TreeRecipe = field(default_factory=TreeRecipe)
+    many_rows_trees: TreeRecipe = TreeRecipe(step_size=0.1, depth=None, leaves=31, rows_per_leaf=20, penalty=1.0)
     max_trees: int = 100
+    many_rows_max_trees: int = 200
+    boosted: BoostedRecipe = field(default_factory=BoostedRecipe)
     folds: int = 4
+    crossed_rows: int = 5000
+    max_scored_rows: int = 4000
     max_rows: int = 20_000
     rows_per_pass: int = 4096
     model_share: float = 0.5
     prior_rows: float = 1.0
     min_share: float = 0.02
-    min_trust: float = 0.2
+    min_trust: float = 0.5
+
+    def for_rows(self, n_rows: int) -> MemoryRecipe:
+        """The recipe for a table of so many rows."""
+        if n_rows < self.many_rows:
+            return self
+        return replace(
+            self, families=self.many_rows_families, trees=self.many_rows_trees, max_trees=self.many_rows_max_trees
+        )
 
 
 DEFAULT_UPDATES = 32
@@ -130,4 +163,12 @@ class MemorySettings:
 
     def trees(self, share: float) -> int:
         """Number of trees that a share of all comes to, 1 at least; fewer steps than the default mean fewer trees."""
-        return max(1, round(share * self.recipe.max_trees * min(1.0, self.n_steps / DEFAULT_UPDATES)))
+        return max(1, round(share * self.recipe.max_trees * self._fewer))
+
+    def boosted(self, share: float, n_classes: int) -> int:
+        """Number of updates of boosted trees, given the number of classes; else as `trees`."""
+        return self.recipe.boosted.rounds(share * self._fewer, n_classes)
+
+    @property
+    def _fewer(self) -> float:
+        return min(1.0, self.n_steps / DEFAULT_UPDATES)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,7 +19,9 @@ from sklearn.tree import DecisionTreeRegressor
 from torch import Tensor
 
 Logits = NDArray[np.float64]
-_ROWS_PER_PASS = 4096
+_NUMBERS_PER_PASS = 1 << 22
+"""Values that are summed in one pass: it bounds the peak of memory, not the answer."""
+_MIN_CURVATURE = 1e-6
 
 
 @dataclass(frozen=True)
@@ -30,8 +32,10 @@ class TreeRecipe:
     ----------
     step_size : float
         Share of each Newton step that is taken.
-    depth : int
-        Of each tree.
+    depth : int or None
+        Of each tree at most.
+    leaves : int or None
+        Of each tree at most; the cuts that gain most come first.
     rows_per_leaf : int
         Rows in a leaf at least.
     row_share, column_share : float
@@ -45,13 +49,23 @@ class TreeRecipe:
     """
 
     step_size: float = 0.2
-    depth: int = 4
+    depth: int | None = 4
+    leaves: int | None = None
     rows_per_leaf: int = 5
     row_share: float = 0.8
     column_share: float = 0.5
     max_rows: int = 8192
     penalty: float = 0.3
     max_value: float = 4.0
+
+
+class Nodes(NamedTuple):
+    """One tree's nodes: column cut (-1 in a leaf), threshold, children (V, 2), and what a leaf adds (V, K)."""
+
+    columns: NDArray[np.int64]
+    thresholds: NDArray[np.float64]
+    children: NDArray[np.int64]
+    values: Logits
 
 
 @dataclass(frozen=True)
@@ -90,21 +104,53 @@ class Trees:
 
     def read(self, cells: NDArray[np.float32]) -> Logits:
         """What all trees add to the logits, of shape (Q, K), for cells of shape (Q, B)."""
-        parts = [self._read(cells[start : start + _ROWS_PER_PASS]) for start in range(0, len(cells), _ROWS_PER_PASS)]
-        return np.concatenate(parts) if parts else np.empty((0, self.values.shape[2]))
+        n_trees, width, n_classes = self.values.shape
+        if not n_trees or not len(cells):
+            return np.zeros((len(cells), n_classes))
+        walk = _Walk.of(self)
+        size = max(1, _NUMBERS_PER_PASS // (n_trees * n_classes))
+        values = self.values.numpy().reshape(n_trees * width, n_classes)
+        return np.concatenate(
+            [
+                values[walk.leaves(cells[start : start + size])].sum(axis=1, dtype=np.float64)
+                for start in range(0, len(cells), size)
+            ]
+        )
 
-    def _read(self, cells: NDArray[np.float32]) -> Logits:
-        columns, thresholds = self.columns.numpy(), self.thresholds.numpy()
-        children, values = self.children.numpy(), self.values.numpy()
-        tree, row = np.arange(self.n_trees)[None, :], np.arange(len(cells))[:, None]
-        node = np.zeros((len(cells), self.n_trees), dtype=np.int64)
-        while True:
-            column = columns[tree, node]
-            inner = column >= 0
-            if not inner.any():
-                return values[tree, node].sum(axis=1, dtype=np.float64)
-            right = cells[row, np.maximum(column, 0)] > thresholds[tree, node]
-            node = np.where(inner, children[tree, node, right.astype(np.int64)], node)
+
+class _Walk(NamedTuple):
+    """All nodes in one row, numbered through; a leaf leads to itself, so that all trees can be walked in step."""
+
+    columns: NDArray[np.int64]
+    thresholds: NDArray[np.float64]
+    children: NDArray[np.int64]
+    depth: int
+    roots: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, trees: Trees) -> _Walk:
+        n_trees, width = trees.columns.shape
+        roots = np.arange(n_trees, dtype=np.int64) * width
+        own = roots[:, None] + np.arange(width)
+        inner = trees.columns.numpy() >= 0
+        children = np.where(inner[..., None], roots[:, None, None] + trees.children.numpy(), own[..., None])
+        thresholds = np.where(inner, trees.thresholds.numpy(), np.inf)
+        columns = np.maximum(trees.columns.numpy(), 0).astype(np.int64)
+        flat = children.reshape(-1)
+        depth, reached = 0, roots
+        while (lower := np.setdiff1d(flat.reshape(-1, 2)[reached], reached)).size:
+            depth, reached = depth + 1, lower
+        return cls(columns.reshape(-1), thresholds.reshape(-1), flat, depth, roots)
+
+    def leaves(self, cells: NDArray[np.float32]) -> NDArray[np.int64]:
+        """Leaf that each row (Q, B) ends in, of shape (Q, R)."""
+        flat = np.ascontiguousarray(cells).reshape(-1)
+        first = np.arange(len(cells), dtype=np.int64)[:, None] * cells.shape[1]
+        node = np.broadcast_to(self.roots, (len(cells), len(self.roots)))
+        for _ in range(self.depth):
+            right = flat.take(first + self.columns.take(node)) > self.thresholds.take(node)
+            node = self.children.take(2 * node + right)
+        return node
 
 
 def write_trees(
@@ -158,18 +204,33 @@ def write_trees(
         tree = (
             DecisionTreeRegressor(
                 max_depth=recipe.depth,
+                max_leaf_nodes=recipe.leaves,
                 min_samples_leaf=recipe.rows_per_leaf,
                 max_features=recipe.column_share,
                 random_state=int(rng.integers(2**31 - 1)),
             )
-            .fit(cells[chunk], gradients[chunk], own)
+            .fit(cells[chunk], *_newton_targets(gradients[chunk], shares[chunk], own))
             .tree_
         )
         leaves = tree.apply(cells)
         values = _leaf_values(leaves[chunk], tree.node_count, gradients[chunk], shares[chunk], recipe, own)
         logits += values[leaves]
-        grown.append((tree, values))
-    return _side_by_side(grown, n_classes)
+        columns = np.where(tree.children_left >= 0, tree.feature, -1)
+        children = np.stack([tree.children_left, tree.children_right], axis=1)
+        grown.append(Nodes(columns, tree.threshold, children, values))
+    return side_by_side(grown, n_classes)
+
+
+def _newton_targets(
+    gradients: Logits, shares: Logits, weights: NDArray[np.float64] | None
+) -> tuple[Logits, NDArray[np.float64]]:
+    """Steps that each row asks for, and what it weighs: the best cut is then that with the largest Newton gain.
+
+    Exact for two classes; for more, one curvature, the classes' mean, stands for all of a row.
+    """
+    curvature = np.maximum((shares * (1.0 - shares)).mean(axis=1), _MIN_CURVATURE)
+    steps = gradients / curvature[:, None]
+    return (steps[:, 1] if steps.shape[1] == 2 else steps), curvature if weights is None else weights * curvature
 
 
 def _leaf_values(
@@ -186,23 +247,24 @@ def _leaf_values(
     if weights is not None:
         inside *= weights[:, None]
     curvature = inside.T @ (shares * (1.0 - shares)) + recipe.penalty
-    # Logits of all classes move at once and only their differences count: hence the factor for more than two.
-    factor = (n_classes - 1) / n_classes if n_classes > 2 else 1.0
+    # Logits of all classes move at once and only their differences count: hence the factor.
+    factor = (n_classes - 1) / n_classes
     steps = factor * (inside.T @ gradients) / curvature
     return recipe.step_size * np.clip(steps, -recipe.max_value, recipe.max_value)
 
 
-def _side_by_side(grown: Sequence[tuple[Any, Logits]], n_classes: int) -> Trees:
-    width = max((tree.node_count for tree, _ in grown), default=1)
+def side_by_side(grown: Sequence[Nodes], n_classes: int) -> Trees:
+    """Put trees of any size side by side; a leaf's column is -1."""
+    width = max((len(nodes.columns) for nodes in grown), default=1)
     columns = np.full((len(grown), width), -1, dtype=np.int32)
     thresholds = np.zeros((len(grown), width))
     children = np.zeros((len(grown), width, 2), dtype=np.int32)
     values = np.zeros((len(grown), width, n_classes), dtype=np.float32)
-    for position, (tree, leaf_values) in enumerate(grown):
-        own = slice(0, tree.node_count)
-        inner = tree.children_left >= 0
-        columns[position, own] = np.where(inner, tree.feature, -1)
-        thresholds[position, own] = np.where(inner, tree.threshold, 0.0)
-        children[position, own] = np.stack([tree.children_left, tree.children_right], axis=1)
-        values[position, own] = leaf_values
+    for position, nodes in enumerate(grown):
+        own = slice(0, len(nodes.columns))
+        inner = nodes.columns >= 0
+        columns[position, own] = nodes.columns
+        thresholds[position, own] = np.where(inner, nodes.thresholds, 0.0)
+        children[position, own] = np.where(inner[:, None], nodes.children, 0)
+        values[position, own] = nodes.values
     return Trees(*(torch.from_numpy(array) for array in (columns, thresholds, children, values)))

@@ -67,7 +67,8 @@ class Request:
         Request
         """
         wrapped, recipe = estimator_print(estimator), settings.recipe
-        shared = (settings.seed, recipe.held_back_share, recipe.max_held_back, recipe.max_members)
+        drawn = (recipe.held_back_share, recipe.max_held_back, recipe.max_members, recipe.memory.max_rows)
+        shared = (settings.seed, *drawn)
         return cls(
             adaptation=fingerprint(wrapped, settings, data_print),
             session=fingerprint(wrapped, shared, data_print),

@@ -13,6 +13,7 @@ from tabpfn import TabPFNClassifier
 from torch import Tensor
 
 from tttabpfn import tabpfn_adapter as adapter
+from tttabpfn.adaptation.episodes import rows_to_read
 from tttabpfn.adaptation.fast_model import predicting_models
 from tttabpfn.adaptation.outcome import adapted_by_gradient, gradient_share, memory_of
 from tttabpfn.adaptation.settings import Settings
@@ -20,6 +21,10 @@ from tttabpfn.inputs.data import distinct_rows, take_rows
 from tttabpfn.memory.columns import ColumnEncoder
 from tttabpfn.memory.inputs import MemoryInputs
 from tttabpfn.memory.memory import Memory
+
+
+ROWS_PER_PASS = 16_384
+"""Rows predicted at a time: it bounds the peak of memory."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +38,7 @@ class MemoryReader:
     memory : Memory
         Written on their embeddings and the table's columns.
     columns : ColumnEncoder
-        Fitted on all demonstrations.
+        Fitted on the demonstrations that the network reads.
     backend : {"auto", "torch", "triton"}
         Who runs the memory's leaf operations.
     averages_logits : bool, default=False
@@ -99,7 +104,11 @@ class Predictor:
             assert self.inner is not None
             return self.inner.predict_proba(X)
         positions, inverse = distinct_rows(X)
-        return self._predict(take_rows(X, positions))[inverse]
+        parts = [
+            self._predict(take_rows(X, positions[start : start + ROWS_PER_PASS]))
+            for start in range(0, len(positions), ROWS_PER_PASS)
+        ]
+        return np.concatenate(parts)[inverse]
 
     def _predict(self, X: Any) -> NDArray[np.floating[Any]]:
         if self.memory is None:
@@ -135,7 +144,7 @@ def build_predictor(
     tensors : mapping of str to Tensor
         What it left behind; empty if the frozen model predicts.
     rows : frame or ndarray of shape (N, n_features)
-        All demonstrations as the user gave them; a memory's columns are scaled by them.
+        All demonstrations as the user gave them; a memory's columns are scaled by those that the network reads.
     labels, codes : ndarray of shape (N,)
         Their labels, and class codes.
     context : ndarray of shape (n,), int
@@ -143,7 +152,7 @@ def build_predictor(
     all_members : TabPFNClassifier, optional
         Fitted on them with ``fit_mode="fit_preprocessors"``, if it is at hand: its preprocessing is taken over.
     columns : ColumnEncoder, optional
-        Fitted on all demonstrations as `all_members` encodes them, if it is at hand.
+        Fitted on the demonstrations that the network reads as `all_members` encodes them, if it is at hand.
     weights : ndarray of shape (N,), optional
         Of the demonstrations.
 
@@ -173,8 +182,10 @@ def build_predictor(
     if memory is None:
         return Predictor(fitted_with(tensors), None, 1.0, settings)
     if columns is None:
-        table = adapter.encode_rows(all_members, rows)
-        columns = ColumnEncoder(adapter.category_positions(all_members), seed=0).fit(table, codes, weights)
+        read = rows_to_read(codes, context, settings.recipe.memory.max_rows, settings.seed)
+        table = adapter.encode_rows(all_members, take_rows(rows, read))
+        encoder = ColumnEncoder(adapter.category_positions(all_members), seed=0)
+        columns = encoder.fit(table, codes[read], None if weights is None else weights[read])
     reader = MemoryReader(fitted_with({}), memory, columns, settings.backend, base.averages_logits)
     inner = fitted_with(tensors) if adapted_by_gradient(tensors) else None
     return Predictor(inner, reader, gradient_share(tensors), settings)
