@@ -14,7 +14,7 @@ import torch
 from tttabpfn.adaptation.settings import Settings
 from tttabpfn.memory.columns import MAX_KEYS
 from tttabpfn.memory.rows import STACK_BYTES
-from tttabpfn.memory.settings import Family, MemoryRecipe
+from tttabpfn.memory.settings import DEFAULT_UPDATES, Family, MemoryRecipe
 from tttabpfn.prediction.machine import memory_bytes, multiplications_per_second
 from tttabpfn.tabpfn_adapter import Sizes
 from tttabpfn.tabpfn_adapter.base import CPU_CELLS_PER_PASS
@@ -26,6 +26,8 @@ _REFERENCE = 1e11
 """Operations a second of the machine that the seconds below were found on."""
 _TREE, _TREE_CELL, _TREE_CLASS, _TREE_ROW = 7e-4, 6e-8, 4.5e-8, 3.5e-7
 """Seconds of a tree, of a cell, of a row's class and of a row in it."""
+_LEAVES, _BOOSTED, _BOOSTED_CELL = 1.8, 9e-4, 8e-9
+"""Factor on trees grown by leaves instead of levels, and seconds of a boosted tree and of a cell in it."""
 _FIT, _FAMILY = 0.3, 0.05
 """Seconds of preparing a table, and of starting a family of parts."""
 _LATER = 0.25
@@ -130,7 +132,7 @@ class Demand:
     @property
     def recipe(self) -> MemoryRecipe:
         """How its memory is written."""
-        return self.settings.recipe.memory
+        return self.settings.recipe.memory.for_rows(self.n_rows)
 
     @property
     def n_outside(self) -> int:
@@ -141,6 +143,11 @@ class Demand:
     def n_read(self) -> int:
         """Rows that the network reads."""
         return self.n_context + self.n_outside
+
+    @property
+    def writings(self) -> int:
+        """How often a part is written: without each fold that is held back, and with all rows."""
+        return 1 + (self.recipe.folds if self.n_read <= self.recipe.crossed_rows else 1)
 
     @property
     def has_memory(self) -> bool:
@@ -212,12 +219,18 @@ def _embedding(demand: Demand, speed: float) -> float:
 def _family(demand: Demand, family: Family, speed: float) -> float:
     """Seconds of writing a family's parts, for every fold and with all rows."""
     recipe, n_rows, n_classes = demand.recipe, demand.n_read, demand.n_classes
-    writings, n_steps = recipe.folds + 1, demand.settings.n_steps
+    writings, n_steps = demand.writings, demand.settings.n_steps
     start = _FAMILY * _REFERENCE / speed
-    if family.kind not in ("linear", "swiglu"):
-        n_trees = max(1, round(recipe.max_trees * min(1.0, n_steps / 32)))
+    if family.kind == "boosted":
+        n_trees = recipe.boosted.rounds(_fewer(n_steps), n_classes) * (1 if n_classes == 2 else n_classes)
+        one = _BOOSTED + demand.n_rows * demand.n_columns * _BOOSTED_CELL
+        return start + writings * n_trees * one * _REFERENCE / speed
+    if family.kind == "trees":
+        n_trees = max(1, round(recipe.max_trees * _fewer(n_steps)))
         row = demand.n_columns * _TREE_CELL + n_classes * _TREE_CLASS + _TREE_ROW
-        return start + writings * n_trees * (_TREE + n_rows * row) * _REFERENCE / speed
+        deeper = 1.0 if recipe.trees.leaves is None else _LEAVES
+        chunk = min(n_rows, 2 * recipe.trees.max_rows)
+        return start + writings * n_trees * deeper * (_TREE + chunk * row) * _REFERENCE / speed
     width = demand.width(family.block)
     members = 1 if family.block == "columns" else demand.sizes.adapting
     stack = writings * members
@@ -227,6 +240,11 @@ def _family(demand: Demand, family: Family, speed: float) -> float:
         return start + (solve + n_steps * stack * len(family.values) * steps) / (_WEIGHTS * speed)
     steps = 12.0 * recipe.hidden * n_rows * (width + n_classes) * n_steps * stack
     return start + steps / (_WEIGHTS * speed)
+
+
+def _fewer(n_steps: int) -> float:
+    """Share of all trees that are written with fewer steps than the default."""
+    return min(1.0, n_steps / DEFAULT_UPDATES)
 
 
 def _gradient(demand: Demand, speed: float) -> float:
@@ -290,10 +308,12 @@ def _bytes(demand: Demand) -> dict[str, int]:
 def _writing_bytes(demand: Demand, family: Family) -> int:
     """Bytes of writing a family: inverted second moments, or trees, and what a stack reads from a slice of rows."""
     recipe, n_rows = demand.recipe, demand.n_read
-    if family.kind not in ("linear", "swiglu"):
+    if family.kind == "boosted":
+        return demand.n_rows * (32 * demand.n_columns + 24 * demand.n_classes)
+    if family.kind == "trees":
         return n_rows * (64 * demand.n_classes + 8 * demand.n_columns)
     width = demand.width(family.block)
-    stack = (recipe.folds + 1) * (1 if family.block == "columns" else demand.sizes.adapting)
+    stack = demand.writings * (1 if family.block == "columns" else demand.sizes.adapting)
     if family.kind == "linear":
         stack *= len(family.values)
         return 24 * stack * width**2 + 4 * min(STACK_BYTES, 12 * stack * demand.n_classes * n_rows)
