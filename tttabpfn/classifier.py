@@ -162,8 +162,9 @@ class TTTTabPFNClassifier(ClassifierMixin, BaseEstimator):
             Labels.
         sample_weight : array-like of shape (n_rows,), optional
             0 or more. A row of weight 2 counts as two rows in losses, in the memory, in the guard's decision and in
-            the draw of the context; inside the context a row is a row, for TabPFN knows no weights. Rows of weight 0
-            count as absent. Weights below 1 in the mean are scaled to a mean of 1.
+            the draw of the context. It is one row where rows are counted: inside the context, for TabPFN knows no
+            weights, in scales and ranks of columns, in samples and in the least size of a tree's leaf. Rows of weight
+            0 count as absent. Weights below 1 in the mean are scaled to a mean of 1.
 
         Returns
         -------
