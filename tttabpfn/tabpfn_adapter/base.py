@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pickle import UnpicklingError
 from typing import Any
@@ -30,12 +31,13 @@ _bases_lock = threading.RLock()
 
 @dataclass(frozen=True)
 class Base:
-    """A base model as TabPFN loaded it; shared within the process and never written to.
+    """A base model as TabPFN loaded it; shared within the process and never written to, moved or cast.
 
     Parameters
     ----------
     models : tuple of Module
-        One network per checkpoint (usually one).
+        One network per checkpoint (usually one), on `device`; in double precision if the estimator predicts in it,
+        else as loaded, in which precision gradients are taken.
     configs : tuple
         Their architecture configurations.
     inference_config : InferenceConfig
@@ -110,16 +112,34 @@ def _load(estimator: TabPFNClassifier) -> Base:
     if is_bundled(estimator):
         # The general CPU limit is set for far larger networks than the bundled one.
         inference_config = dataclasses.replace(inference_config, MAX_CPU_SAMPLES=inference_config.MAX_NUMBER_OF_SAMPLES)
-    models = tuple(probe.models_)
-    for model in models:
-        model.eval()
-    weights = [{name: tensor.detach() for name, tensor in model.state_dict().items()} for model in models]
+    if os.environ.get("TABPFN_MODEL_CACHE_SIZE"):
+        # TabPFN then hands the same networks to its own classifiers, which cast and move them.
+        probe.models_ = copy.deepcopy(probe.models_)
+    device = torch.device(probe.devices_[0])
+    models = tuple(_on_device(model, device, estimator.inference_precision) for model in probe.models_)
     content = fingerprint(
-        [{name: tensor.cpu() for name, tensor in state.items()} for state in weights],
+        [{name: tensor.detach().cpu() for name, tensor in model.state_dict().items()} for model in probe.models_],
         [repr(config) for config in probe.configs_],
         repr(inference_config),
     )
-    return Base(models, tuple(probe.configs_), inference_config, content, torch.device(probe.devices_[0]))
+    return Base(models, tuple(probe.configs_), inference_config, content, device)
+
+
+def _on_device(model: nn.Module, device: torch.device, precision: torch.dtype | str) -> nn.Module:
+    """A loaded network where it is to run; in double precision as a copy, since the user may hold the original."""
+    model = model.eval().to(device)
+    return copy.deepcopy(model).double() if precision == torch.float64 else model
+
+
+def castable_copies(models: Sequence[nn.Module]) -> list[nn.Module]:
+    """Copies of the networks that share every tensor with the originals, for TabPFN to move and cast as it likes.
+
+    TabPFN casts the networks that it predicts with in place; in these copies that puts other tensors in the place of
+    the shared ones, which stay as they are. What requires gradients still does: attention on a CPU goes by that.
+    """
+    return [
+        _with_own_parameters(model, lambda name, own: nn.Parameter(own.detach(), own.requires_grad)) for model in models
+    ]
 
 
 def private_copies(
@@ -143,18 +163,25 @@ def private_copies(
     """
     copies = []
     for model, weights in zip(models, fast, strict=True):
-        shared: dict[int, Any] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-        twin = copy.deepcopy(model, shared)
-        for name, parameter in list(twin.named_parameters()):
-            owner = twin.get_submodule(name.rpartition(".")[0])
-            leaf = name.rpartition(".")[2]
-            if name in weights:
-                value = weights[name].detach().to(parameter.device, parameter.dtype)
-                owner._parameters[leaf] = nn.Parameter(value.clone() if trainable else value, requires_grad=trainable)
-            else:
-                owner._parameters[leaf] = nn.Parameter(parameter.detach(), requires_grad=False)
-        copies.append(_within_cpu_caches(twin.eval()))
+
+        def parameter_of(name: str, own: nn.Parameter, weights: Mapping[str, Tensor] = weights) -> nn.Parameter:
+            if name not in weights:
+                return nn.Parameter(own.detach(), requires_grad=False)
+            value = weights[name].detach().to(own.device, own.dtype)
+            return nn.Parameter(value.clone() if trainable else value, requires_grad=trainable)
+
+        copies.append(_within_cpu_caches(_with_own_parameters(model, parameter_of)))
     return copies
+
+
+def _with_own_parameters(model: nn.Module, make: Callable[[str, nn.Parameter], nn.Parameter]) -> nn.Module:
+    """A copy in evaluation mode that shares buffers, and has parameters made from the original's names and own."""
+    shared: dict[int, Any] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    twin = copy.deepcopy(model, shared)
+    for name, parameter in list(twin.named_parameters()):
+        owner, _, leaf = name.rpartition(".")
+        twin.get_submodule(owner)._parameters[leaf] = make(name, parameter)
+    return twin.eval()
 
 
 def _within_cpu_caches(twin: nn.Module) -> nn.Module:
