@@ -48,6 +48,8 @@ class Session:
         Says how much is held back and how many members adapt; nothing else of it is used.
     split : Split, optional
         Which rows play which part; None: drawn.
+    base : Base, optional
+        The one that the keys of what is adapted were made for; None: the estimator's as of now.
     """
 
     def __init__(
@@ -61,9 +63,10 @@ class Session:
         seed: int,
         recipe: Recipe,
         split: Split | None = None,
+        base: adapter.Base | None = None,
     ) -> None:
         self.labels = labels
-        self.base = adapter.load_base(estimator)
+        self.base = adapter.load_base(estimator) if base is None else base
         self.split = _draw_split(labels, context, seed, recipe) if split is None else split
         rows = take_rows(X, context), take_rows(y, context)
         self.all_members = adapter.fit_tabpfn(estimator, self.base, *rows, fit_mode="fit_preprocessors")

@@ -153,6 +153,8 @@ class Lookup:
             fitted.context,
             seed=settings.seed,
             recipe=settings.recipe,
+            # Not loaded anew: the checkpoint may have been replaced since the keys were made.
+            base=self.base,
         )
 
     def _build_predictor(self, entry: CacheEntry) -> Predictor:
@@ -160,6 +162,7 @@ class Lookup:
         session = self.cache.attachments.get(self.keys.session, "session")
         return build_predictor(
             fitted.estimator,
+            self.base,
             fitted.settings,
             entry.tensors,
             fitted.rows,

@@ -110,6 +110,7 @@ class Predictor:
 
 def build_predictor(
     estimator: TabPFNClassifier,
+    base: adapter.Base,
     settings: Settings,
     tensors: Mapping[str, Tensor],
     rows: Any,
@@ -125,6 +126,8 @@ def build_predictor(
     ----------
     estimator : TabPFNClassifier
         Settings of the wrapped classifier; not changed.
+    base : Base
+        Its base, the one that was adapted.
     settings : Settings
         What the adaptation was asked to do.
     tensors : mapping of str to Tensor
@@ -145,7 +148,6 @@ def build_predictor(
     Predictor
         If the adaptation was not to change anything, with what the estimator's own `fit` leaves.
     """
-    base = adapter.load_base(estimator)
     X, y = take_rows(rows, context), labels[context]
     if settings.is_frozen:
         return Predictor(adapter.fit_tabpfn(estimator, base, X, y), None, 1.0, settings)

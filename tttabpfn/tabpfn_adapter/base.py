@@ -6,15 +6,17 @@ import copy
 import dataclasses
 import os
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 from zipfile import BadZipFile
 
 import torch
 from sklearn.base import clone
-from tabpfn import TabPFNClassifier
+from tabpfn import TabPFNClassifier, model_loading
 from tabpfn.architectures.interface import EstimatorBatchBudget
 from torch import Tensor, nn
 
@@ -27,6 +29,10 @@ CPU_CELLS_PER_PASS = 65_536
 _BASES_KEPT = 4
 _bases: Lru[str, Base] = Lru(max_items=_BASES_KEPT)
 _bases_lock = threading.RLock()
+_LOADS = 3
+"""Times that a checkpoint is loaded at most while others keep replacing it."""
+_TICK_NS = 20_000_000
+"""Nanoseconds, more than one tick of a local file system's clock."""
 
 
 @dataclass(frozen=True)
@@ -74,22 +80,45 @@ def load_base(estimator: TabPFNClassifier) -> Base:
     -------
     Base
         Shared: its modules must not be trained, moved or cast.
+
+    Notes
+    -----
+    A checkpoint that was replaced is loaded anew: it is known by device, inode, size, and times of modification and of
+    status change, taken before and after loading. Unseen stays only what leaves all of these as they are, such as a
+    change within one tick of a file system whose clock ticks more slowly than every 20 ms. `Base.content`, and with it
+    every key, is made from the weights that were loaded, whatever the file holds by now.
     """
-    identity = _base_identity(estimator)
     with _bases_lock:
-        base = None if identity is None else _bases.get(identity)
-        if base is None:
-            base = _load(estimator)
-            if identity is not None:
+        for attempt in range(_LOADS):
+            identity = _base_identity(estimator, settled=True)
+            kept = None if identity is None else _bases.get(identity)
+            if kept is not None:
+                return kept
+            is_last = attempt == _LOADS - 1
+            try:
+                base = _load(estimator)
+            except Exception:
+                if is_last or identity == _base_identity(estimator):
+                    raise
+                continue
+            if identity is None:
+                return base
+            if identity == _base_identity(estimator):
                 _bases.put(identity, base)
+                return base
+        # Replaced during every load: its content is that of what was loaded, but no file stands for it.
         return base
 
 
-def _base_identity(estimator: TabPFNClassifier) -> str | None:
+def _base_identity(estimator: TabPFNClassifier, *, settled: bool = False) -> str | None:
+    """Fingerprint of the checkpoint files' states and the settings they load with; None if there are no such files."""
     paths = checkpoint_paths(estimator)
-    if not paths or not all(path.exists() for path in paths):
+    try:
+        files = [(str(path.resolve()), _file_state(path, settled)) for path in paths]
+    except FileNotFoundError:
         return None
-    files = [(str(path.resolve()), path.stat().st_mtime_ns, path.stat().st_size) for path in paths]
+    if not files:
+        return None
     config = estimator.inference_config
     settings = (
         str(estimator.device),
@@ -100,7 +129,25 @@ def _base_identity(estimator: TabPFNClassifier) -> str | None:
     return fingerprint(files, settings)
 
 
+def _file_state(path: Path, settled: bool) -> tuple[int, ...]:
+    """What changes with a file's content, a new file of the same size and modification time included.
+
+    A file system's clock ticks: two changes within one tick leave the same times. A `settled` state is that of a file
+    which has not changed during the last tick, so that every later change shows.
+    """
+    state = path.stat()
+    for _ in range(_LOADS if settled else 0):
+        if abs(time.time_ns() - state.st_ctime_ns) > _TICK_NS:
+            break
+        time.sleep(_TICK_NS / 1e9)
+        state = path.stat()
+    return state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns
+
+
 def _load(estimator: TabPFNClassifier) -> Base:
+    # TabPFN keeps what it read last, and takes a file of the same size and modification time for the same.
+    model_loading._load_checkpoint_cached.cache_clear()
+    model_loading.clear_built_model_cache()
     probe = clone(estimator)
     # Networks are built with random weights before the checkpoint's are read in: the user's generator is put back.
     try:
