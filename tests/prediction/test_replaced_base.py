@@ -80,6 +80,7 @@ def test_a_base_replaced_while_an_adaptation_runs_is_not_kept_under_the_old_key(
     def load_then_replace(estimator):
         found = real(estimator)
         put_in_place(second, used)
+        os.utime(used)
         return found
 
     cache = FastWeightCache(tmp_path / "cache")

@@ -36,8 +36,7 @@ def adapt(session: Session, settings: Settings, progress: Progress | None = None
     """
     started = time.perf_counter()
     deadline = Deadline(settings.time_limit)
-    with session.lock:
-        session.n_adaptations += 1
+    with session.adapting():
         adaptation = _adapt(session, settings, progress, deadline)
     return replace(adaptation, report=replace(adaptation.report, seconds=time.perf_counter() - started))
 

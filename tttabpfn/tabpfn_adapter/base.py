@@ -29,6 +29,9 @@ CPU_CELLS_PER_PASS = 65_536
 _BASES_KEPT = 4
 _bases: Lru[str, Base] = Lru(max_items=_BASES_KEPT)
 _bases_lock = threading.RLock()
+_held_over_fork: list[bool] = []
+_FORK_WAIT = 60.0
+"""Seconds that a fork waits at most for a base to be loaded by another thread."""
 _LOADS = 3
 """Times that a checkpoint is loaded at most while others keep replacing it."""
 _TICK_NS = 20_000_000
@@ -59,6 +62,26 @@ class Base:
     inference_config: Any
     content: str
     device: torch.device
+
+
+def _before_fork() -> None:
+    # A child must not find a network half built, nor TabPFN's own state while it builds one.
+    _held_over_fork.append(_bases_lock.acquire(timeout=_FORK_WAIT))
+
+
+def _after_fork_in_parent() -> None:
+    if _held_over_fork.pop():
+        _bases_lock.release()
+
+
+def _after_fork_in_child() -> None:
+    global _bases_lock
+    _bases_lock = threading.RLock()
+    _held_over_fork.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
 
 
 def loaded_base(estimator: TabPFNClassifier) -> Base | None:
