@@ -60,9 +60,14 @@ def held_up(monkeypatch, owner, name):
 # `_start` in `adapting`, "embedding" embeds no rows: the child's networks keep the row stage that was replaced.
 @pytest.mark.parametrize(
     ("owner", "name"),
-    [(GradientAdaptation, "run"), (memory.MemoryWriter, "run"), (row_embeddings, "_digest"), (row_embeddings, "multiclass")],
+    [
+        (GradientAdaptation, "run"),
+        (memory.MemoryWriter, "run"),
+        (row_embeddings, "_digest"),
+        (row_embeddings, "multiclass"),
+    ],
     ids=["gradient", "memory", "embedding", "within_a_row_stage"],
-)  # fmt: skip
+)
 def test_a_fork_during_an_adaptation_leaves_the_child_free_and_right(classifier, table, monkeypatch, owner, name):
     X, y, X_new, _ = table
     cache = FastWeightCache()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import stat
 import time
 import uuid
 from collections.abc import Iterator
@@ -27,6 +28,12 @@ FORMAT = "tttabpfn fast weights 1"
 ABANDONED_AFTER = 3600.0
 """Seconds after which a scratch file is taken for one that a killed process left behind."""
 
+MAX_BYTES = 16 * 1024**3
+"""Bytes above which a file is none of a cache's; fast weights are no larger than the base that they adapt."""
+MAX_HEADER_BYTES = 100_000_000
+"""Bytes of a header at most, safetensors' own limit."""
+
+_METADATA = {"format", "key", "header", "sha256"}
 _NAME = re.compile(r"[0-9a-f]+\.safetensors")
 _SCRATCH = re.compile(r"\.[0-9a-f]+\.[0-9a-f]+\.part")
 
@@ -82,11 +89,58 @@ def decode_with_key(data: bytes) -> tuple[str, CacheEntry] | None:
     try:
         length = int.from_bytes(data[:8], "little")
         metadata = json.loads(data[8 : 8 + length])["__metadata__"]
-        if metadata["format"] != FORMAT:
+        if metadata["format"] != FORMAT or set(metadata) != _METADATA:
             return None
         key, header = metadata["key"], metadata["header"]
         entry = CacheEntry(safetensors.torch.load(data), json.loads(header))
         return (key, entry) if metadata["sha256"] == _checksum(key, header, entry) else None
+    except Exception:
+        return None
+
+
+def read_whole(file: Path) -> bytes | None:
+    """Read a file that may be an entry's; None, at once and with little memory, if it cannot be one.
+
+    Parameters
+    ----------
+    file : Path
+        Whatever lies there: a named pipe is not waited for, and of a file that is not as long as its own header says,
+        no more than the header is read.
+
+    Returns
+    -------
+    bytes or None
+        As many as the file had when it was opened.
+    """
+    try:
+        # Before it is opened: some devices act on that.
+        if not stat.S_ISREG(os.stat(file).st_mode):
+            return None
+        # Without O_NONBLOCK, a pipe put there meanwhile would wait for its writer.
+        flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+        with os.fdopen(os.open(file, flags), "rb") as stream:
+            status = os.fstat(stream.fileno())
+            if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_BYTES:
+                return None
+            start = stream.read(8)
+            length = int.from_bytes(start, "little")
+            if length > min(MAX_HEADER_BYTES, status.st_size):
+                return None
+            start += stream.read(length)
+            if _length_told(start) != status.st_size:
+                return None
+            return start + stream.read(status.st_size - len(start))
+    except (OSError, ValueError, MemoryError):
+        return None
+
+
+def _length_told(start: bytes) -> int | None:
+    """Bytes of a whole file as its first bytes, length and header, have it; None if they are of no cache's file."""
+    try:
+        header = json.loads(start[8:])
+        if header.pop("__metadata__")["format"] != FORMAT:
+            return None
+        return len(start) + max((tensor["data_offsets"][1] for tensor in header.values()), default=0)
     except Exception:
         return None
 
@@ -117,11 +171,8 @@ class EntryFolder:
     def read(self, key: str) -> CacheEntry | None:
         """Return the entry of `key`, or None if there is no sound file of it."""
         file = self.file(key)
-        try:
-            data = file.read_bytes()
-        except OSError:
-            return None
-        entry = decode(key, data)
+        data = read_whole(file)
+        entry = None if data is None else decode(key, data)
         if entry is not None and self.max_bytes is not None:
             with suppress(OSError):
                 os.utime(file)
@@ -173,18 +224,24 @@ class EntryFolder:
     def clear(self) -> None:
         """Delete every entry file and scratch file, and nothing else."""
         for pattern in (_NAME, _SCRATCH):
-            for _, file, _ in self._files(pattern):
+            for file in self._named(pattern):
                 with suppress(OSError):
                     file.unlink()
 
+    def _named(self, pattern: re.Pattern[str]) -> list[Path]:
+        try:
+            return [self.path / name for name in os.listdir(self.path) if pattern.fullmatch(name)]
+        except (OSError, ValueError):
+            return []
+
     def _files(self, pattern: re.Pattern[str]) -> list[tuple[float, Path, int]]:
+        """Time of modification, path and size of plain files; what cannot be an entry is passed over."""
         found = []
-        with suppress(OSError):
-            for name in os.listdir(self.path):
-                if pattern.fullmatch(name):
-                    with suppress(OSError):
-                        status = os.stat(self.path / name)
-                        found.append((status.st_mtime, self.path / name, status.st_size))
+        for file in self._named(pattern):
+            with suppress(OSError):
+                status = os.stat(file)
+                if stat.S_ISREG(status.st_mode) and status.st_size <= MAX_BYTES:
+                    found.append((status.st_mtime, file, status.st_size))
         return found
 
     def _tidy(self, newest: Path) -> None:
