@@ -149,6 +149,25 @@ def _checksum(key: str, header: str, entry: CacheEntry) -> str:
     return fingerprint(FORMAT, key, header, entry.tensors)
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder and what is missing above it, for its owner alone; one that is there stays as it is.
+
+    Raises
+    ------
+    OSError
+        If that cannot be done.
+    """
+    if os.path.isdir(path):
+        return
+    if path.parent != path:
+        make_folder(path.parent)
+    try:
+        path.mkdir(mode=0o700)
+    except FileExistsError:
+        if not path.is_dir():
+            raise
+
+
 class EntryFolder:
     """The files of a cache in one folder, which several processes may use at once.
 
@@ -189,7 +208,7 @@ class EntryFolder:
         data = encode(key, entry)
         if self.max_bytes is not None and len(data) > self.max_bytes:
             return
-        self.path.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path)
         scratch = self.path / f".{key}.{uuid.uuid4().hex}.part"
         try:
             with open(scratch, "xb") as stream:
@@ -205,9 +224,9 @@ class EntryFolder:
     @contextmanager
     def lock(self, key: str, timeout: float) -> Iterator[bool]:
         """Hold `key`'s lock among processes; see `file_lock`. A folder made for it and left empty goes again."""
-        made = not self.path.exists()
+        made = not os.path.exists(self.path)
         with suppress(OSError):
-            self.path.mkdir(parents=True, exist_ok=True)
+            make_folder(self.path)
         try:
             with file_lock(self.path / f".{key}.lock", timeout) as held:
                 yield held
@@ -215,6 +234,11 @@ class EntryFolder:
             if made:
                 with suppress(OSError):
                     self.path.rmdir()
+
+    def remove(self, key: str) -> None:
+        """Delete the file of `key`, if there is one."""
+        with suppress(OSError):
+            self.file(key).unlink()
 
     def usage(self) -> tuple[int, int]:
         """Return the number of entry files and their bytes."""
