@@ -14,12 +14,13 @@ from torch import Tensor
 
 from tttabpfn import tabpfn_adapter as adapter
 from tttabpfn.adaptation.fast_model import predicting_models
-from tttabpfn.adaptation.outcome import adapted_by_gradient, gradient_share, memory_of
+from tttabpfn.adaptation.outcome import adapted_by_gradient, gradient_share, memory_of, memory_tensors_of
 from tttabpfn.adaptation.settings import Settings
 from tttabpfn.inputs.data import distinct_rows, take_rows
 from tttabpfn.memory.columns import ColumnEncoder
 from tttabpfn.memory.inputs import MemoryInputs
 from tttabpfn.memory.memory import Memory
+from tttabpfn.memory.soundness import shape_of
 
 
 @dataclass(frozen=True)
@@ -45,15 +46,18 @@ class MemoryReader:
 
     def averaged(self, X: Any) -> NDArray[np.floating[Any]]:
         """Mixed probabilities of rows, before thresholds and rounding."""
-        rows = adapter.predict_with_embeddings(self.inner, X)
-        temperature = float(self.inner.softmax_temperature_)
-        keys, cells = self.columns.transform(rows.table)
-        columns = torch.as_tensor(keys, device=rows.logits.device)
-        inputs = MemoryInputs(rows.embeddings, rows.logits / temperature, columns, cells)
+        inputs, temperature = self.inputs(X), float(self.inner.softmax_temperature_)
         with torch.no_grad():
-            return self.memory.to(rows.logits.device).probabilities(
+            return self.memory.to(inputs.logits.device).probabilities(
                 inputs, lambda scaled: adapter.averaged(self.inner, scaled * temperature), backend=self.backend
             )
+
+    def inputs(self, X: Any) -> MemoryInputs:
+        """What the memory reads of rows."""
+        rows = adapter.predict_with_embeddings(self.inner, X)
+        keys, cells = self.columns.transform(rows.table)
+        columns = torch.as_tensor(keys, device=rows.logits.device)
+        return MemoryInputs(rows.embeddings, rows.logits / float(self.inner.softmax_temperature_), columns, cells)
 
 
 @dataclass(frozen=True)
@@ -108,6 +112,10 @@ class Predictor:
         return adapter.finished(self.memory.inner, mixed)
 
 
+class ForeignMemoryError(Exception):
+    """A memory, sound in itself, is not one of these demonstrations."""
+
+
 def build_predictor(
     estimator: TabPFNClassifier,
     base: adapter.Base,
@@ -147,6 +155,11 @@ def build_predictor(
     -------
     Predictor
         If the adaptation was not to change anything, with what the estimator's own `fit` leaves.
+
+    Raises
+    ------
+    ForeignMemoryError
+        If a memory reads other sizes than the demonstrations have.
     """
     X, y = take_rows(rows, context), labels[context]
     if settings.is_frozen:
@@ -171,5 +184,8 @@ def build_predictor(
         table = adapter.encode_rows(all_members, rows)
         columns = ColumnEncoder(adapter.category_positions(all_members), seed=0).fit(table, codes)
     reader = MemoryReader(fitted_with({}), memory, columns, settings.backend)
+    own = memory_tensors_of(tensors)
+    if not shape_of(own, len(memory.log_shares)).fits(reader.inputs(take_rows(rows, context[:1]))):
+        raise ForeignMemoryError
     inner = fitted_with(tensors) if adapted_by_gradient(tensors) else None
     return Predictor(inner, reader, gradient_share(tensors), settings)
