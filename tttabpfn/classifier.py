@@ -18,7 +18,7 @@ from tttabpfn.adaptation import Settings
 from tttabpfn.adaptation.episodes import seeded, stratified_rows
 from tttabpfn.cache.files import decode_with_key, encode
 from tttabpfn.cache.fingerprint import fingerprint
-from tttabpfn.cache.shared import resolve_cache
+from tttabpfn.cache.shared import check_cache, serving_cache
 from tttabpfn.inputs import data, parameters
 from tttabpfn.inputs.weights import check_sample_weight, weights_of_rows
 from tttabpfn.prediction.cost import Cost
@@ -72,7 +72,8 @@ class TTTTabPFNClassifier(ClassifierMixin, BaseEstimator):
     backend : {"auto", "torch", "triton"}, default="auto"
         Who runs the updates' leaf operations. "triton" runs or raises.
     cache : None, path or FastWeightCache, default=None
-        Where fast weights are kept: in memory, shared by the process; also on disk; or in a cache of your own.
+        Where fast weights are kept: in memory, shared by the process; also on disk; or in a cache of your own. Trust a
+        folder like a checkpoint: who writes there decides what is predicted.
     random_state : int, RandomState, Generator or None, default=None
         Seed of context, splits and steps. None draws one at `fit`. The wrapped estimator has its own.
     verbose : int, default=0
@@ -221,6 +222,7 @@ class TTTTabPFNClassifier(ClassifierMixin, BaseEstimator):
     def _prepared(self, X: Any, y: Any, sample_weight: Any) -> tuple[Fitted, NDArray[Any], NDArray[np.int64]]:
         """What a fit stores, the classes, and the rows that are present; all checks, nothing of it kept."""
         parameters.check_parameters(self.get_params(deep=False), adapter.NAMED_SELECTIONS)
+        check_cache(self.cache)
         wrapped = self._wrapped()
         declared = adapter.declared_limits(wrapped)
         rows = data.check_rows(X, estimator=self, min_rows=2)
@@ -314,7 +316,7 @@ class TTTTabPFNClassifier(ClassifierMixin, BaseEstimator):
         return self._lookup().report()
 
     def _lookup(self) -> Lookup:
-        return Lookup(self._fitted, resolve_cache(self.cache), self.verbose)
+        return Lookup(self._fitted, serving_cache(self.cache), self.verbose)
 
     def _wrapped(self) -> TabPFNClassifier:
         if self.estimator is None:
@@ -360,10 +362,7 @@ class TTTTabPFNClassifier(ClassifierMixin, BaseEstimator):
         found = None if packed is None else decode_with_key(packed)
         # Damaged bytes are a miss: the first prediction adapts anew.
         if found is not None:
-            key, entry = found
-            cache = resolve_cache(self.cache)
-            if key not in cache:
-                cache.put(key, entry)
+            serving_cache(self.cache).adopt(*found)
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

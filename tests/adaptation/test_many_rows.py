@@ -80,7 +80,6 @@ def test_the_report_says_who_read_what(made):
     assert report.n_demonstrations == 600
     # A quarter of what is outside the context and read: gradient steps are judged on these, so none is left out.
     assert report.n_held_back == 62
-    assert any(name.startswith("boosted trees on columns") for name in report.shares)
 
 
 # Seen to fail: with the held-back rows written by all parts.

@@ -303,7 +303,8 @@ def test_both_is_the_mixture_of_memory_and_adapted_network(classifier, clusters)
 
     def predicted(kept):
         given = fitted.rows, fitted.labels, fitted.codes, fitted.context
-        return build_predictor(fitted.estimator, fitted.settings, kept, *given).predict_proba(X_new)
+        base = adapter.load_base(fitted.estimator)
+        return build_predictor(fitted.estimator, base, fitted.settings, kept, *given).predict_proba(X_new)
 
     memory = predicted({name: value for name, value in tensors.items() if name.startswith("memory:")})
     network = predicted({name: value for name, value in tensors.items() if name[0].isdigit()})

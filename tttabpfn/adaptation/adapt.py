@@ -11,7 +11,14 @@ from tttabpfn.adaptation.deadline import Deadline
 from tttabpfn.adaptation.gradient import BesideMemory, GradientAdaptation, GradientOutcome
 from tttabpfn.adaptation.guard import mean_loss, row_losses
 from tttabpfn.adaptation.memory import MemoryWriter
-from tttabpfn.adaptation.outcome import Adaptation, Progress, WrittenMemory, memory_tensors, share_tensors
+from tttabpfn.adaptation.outcome import (
+    Adaptation,
+    Progress,
+    WrittenMemory,
+    memory_tensors,
+    share_tensors,
+    shares_in_words,
+)
 from tttabpfn.adaptation.session import Session
 from tttabpfn.adaptation.settings import Settings
 from tttabpfn.report import AdaptationReport
@@ -36,8 +43,7 @@ def adapt(session: Session, settings: Settings, progress: Progress | None = None
     """
     started = time.perf_counter()
     deadline = Deadline(settings.time_limit)
-    with session.lock:
-        session.n_adaptations += 1
+    with session.adapting():
         adaptation = _adapt(session, settings, progress, deadline)
     return replace(adaptation, report=replace(adaptation.report, seconds=time.perf_counter() - started))
 
@@ -90,12 +96,10 @@ def _both(
     notes = (*written.notes, *report.notes)
     if memory is None:
         return Adaptation(gradient.tensors, replace(report, reason="; then ".join(verdicts), notes=notes))
-    tensors, shares = memory_tensors(memory), memory.describe()
+    tensors = memory_tensors(memory)
     fields = written.as_report_fields()
     if gradient.tensors:
         tensors |= gradient.tensors | share_tensors(outcome.share)
-        shares = {name: share * (1.0 - outcome.share) for name, share in shares.items()}
-        shares = {"TabPFN, adapted by gradient steps": outcome.share} | shares
         if report.n_held_back:
             # The held-back rows alone have been scored by all that predicts.
             held_back = np.isin(written.rows, session.split.held_back)
@@ -110,7 +114,7 @@ def _both(
         "accepted": True,
         "n_steps": settings.n_steps + report.n_steps,
         "reason": "; then ".join(verdicts),
-        "shares": dict(sorted(shares.items(), key=lambda item: -item[1])),
+        "shares": shares_in_words(memory, outcome.share if gradient.tensors else None),
         "fast_weight_bytes": sum(value.nbytes for value in tensors.values()),
         "notes": notes,
     }

@@ -18,7 +18,8 @@ from tttabpfn.cache.cache import FastWeightCache
 from tttabpfn.cache.entry import CacheEntry
 from tttabpfn.prediction.cost import Cost, Demand, estimate
 from tttabpfn.prediction.entries import Request, frozen_entry, report_of, to_entry
-from tttabpfn.prediction.predictor import Predictor, build_predictor
+from tttabpfn.prediction.predictor import ForeignMemoryError, Predictor, build_predictor
+from tttabpfn.prediction.soundness import is_sound
 from tttabpfn.report import AdaptationReport
 
 MAX_SESSIONS = 10
@@ -131,13 +132,25 @@ class Lookup:
         return self._keyed_predictor()[1]
 
     def _keyed_predictor(self) -> tuple[str, Predictor]:
-        entry = self.entry()
+        try:
+            return self._predictor_of(self.entry())
+        except ForeignMemoryError:
+            # Whole, sound in itself, and of another table: as good as missing.
+            self.cache.forget(self.keys.adaptation)
+            return self._predictor_of(self.entry())
+
+    def _predictor_of(self, entry: CacheEntry) -> tuple[str, Predictor]:
         key = self.keys.predictor(entry, self.fitted.settings)
         return key, self.cache.attachments.get_or_build(key, "predictor", lambda: self._build_predictor(entry))
 
     def entry(self) -> CacheEntry:
         """Return fast weights and report from the cache, adapting if it has none."""
-        return self.cache.get_or_compute(self.keys.adaptation, self._adapt)[0]
+        return self.cache.get_or_compute(self.keys.adaptation, self._adapt, self._accepts)[0]
+
+    def _accepts(self, entry: CacheEntry) -> bool:
+        fitted = self.fitted
+        sizes = {"n_rows": len(fitted.codes), "n_context": len(fitted.context)}
+        return is_sound(entry, fitted.settings, self.base, n_classes=int(fitted.codes.max()) + 1, **sizes)
 
     def session(self) -> Session:
         """Return what all adaptations of these demonstrations share."""
@@ -173,6 +186,8 @@ class Lookup:
             seed=settings.seed,
             recipe=settings.recipe,
             weights=fitted.weights,
+            # Not loaded anew: the checkpoint may have been replaced since the keys were made.
+            base=self.base,
         )
 
     def _build_predictor(self, entry: CacheEntry) -> Predictor:
@@ -180,6 +195,7 @@ class Lookup:
         session = self.cache.attachments.get(self.keys.session, "session")
         return build_predictor(
             fitted.estimator,
+            self.base,
             fitted.settings,
             entry.tensors,
             fitted.rows,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from safetensors import SafetensorError, safe_open
 from sklearn.base import clone
 from tabpfn import TabPFNClassifier
@@ -17,6 +18,11 @@ from tabpfn.settings import settings
 from tabpfn.utils import infer_devices, infer_random_state
 
 from tttabpfn import checkpoints
+
+HALF_PRECISIONS = (torch.bfloat16, torch.float16)
+"""Forced precisions of predictions in which nothing can be trained."""
+PRECISIONS = ("auto", "autocast", torch.float32, torch.float64, *HALF_PRECISIONS)
+"""What `inference_precision` may be."""
 
 
 def default_estimator() -> TabPFNClassifier:
@@ -153,6 +159,10 @@ def check_estimator_settings(estimator: TabPFNClassifier) -> None:
         )
     if estimator.differentiable_input:
         raise ValueError("estimator.differentiable_input must be False, got True.")
+    precision = estimator.inference_precision
+    if not any(precision is allowed or precision == allowed for allowed in PRECISIONS):
+        named = ", ".join(repr(allowed) for allowed in PRECISIONS)
+        raise ValueError(f"estimator.inference_precision must be one of {named}, got {precision!r}.")
 
 
 def with_settled_seed(estimator: TabPFNClassifier, fallback: int) -> TabPFNClassifier:
