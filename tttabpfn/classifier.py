@@ -20,6 +20,7 @@ from tttabpfn.cache.files import decode_with_key, encode
 from tttabpfn.cache.fingerprint import fingerprint
 from tttabpfn.cache.shared import resolve_cache
 from tttabpfn.inputs import data, parameters
+from tttabpfn.inputs.columns import Columns
 from tttabpfn.prediction.lookup import Fitted, Lookup
 from tttabpfn.report import AdaptationReport
 
@@ -159,6 +160,8 @@ class TTTTabPFNClassifier(ClassifierMixin, BaseEstimator):
         wrapped = self._wrapped()
         declared = adapter.declared_limits(wrapped)
         rows = data.check_rows(X, estimator=self, min_rows=2)
+        columns = Columns.of(rows)
+        rows = columns.read(rows)
         labels, classes, codes = data.check_targets(y, len(rows), estimator=self)
         seed = parameters.resolve_seed(self.random_state)
         settings = self._settings(seed)
@@ -191,6 +194,7 @@ class TTTTabPFNClassifier(ClassifierMixin, BaseEstimator):
             data_print=fingerprint(rows, labels, context),
             token=uuid.uuid4().hex,
             note=size.note,
+            columns=columns,
         )
 
         # Everything that can fail lies above: a failed refit leaves the former fit whole.
@@ -232,7 +236,7 @@ class TTTTabPFNClassifier(ClassifierMixin, BaseEstimator):
         check_is_fitted(self, "classes_")
         rows = data.check_rows(X, estimator=self, min_rows=1)
         validate_data(self, X, skip_check_array=True, reset=False)
-        return self._lookup().predict_proba(rows)
+        return self._lookup().predict_proba(self._fitted.columns.read(rows))
 
     def adapt(self) -> TTTTabPFNClassifier:
         """Do now what the first prediction would do.

@@ -16,6 +16,7 @@ from tttabpfn import tabpfn_adapter as adapter
 from tttabpfn.adaptation import Session, Settings, adapt
 from tttabpfn.cache.cache import FastWeightCache
 from tttabpfn.cache.entry import CacheEntry
+from tttabpfn.inputs.columns import Columns
 from tttabpfn.prediction.entries import Request, frozen_entry, report_of, to_entry
 from tttabpfn.prediction.predictor import Predictor, build_predictor
 from tttabpfn.report import AdaptationReport
@@ -48,6 +49,8 @@ class Fitted:
         Tells the fit, and every unpickled copy of it, from others: whoever made an entry meets no hit.
     note : str
         What was done to the context size that was asked for.
+    columns : Columns
+        How cells are read; `rows` have been.
     """
 
     estimator: TabPFNClassifier
@@ -59,6 +62,7 @@ class Fitted:
     data_print: str
     token: str
     note: str = ""
+    columns: Columns = field(kw_only=True)
     request: Request = field(init=False)
 
     def __post_init__(self) -> None:

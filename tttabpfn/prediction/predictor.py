@@ -16,7 +16,8 @@ from tttabpfn import tabpfn_adapter as adapter
 from tttabpfn.adaptation.fast_model import predicting_models
 from tttabpfn.adaptation.outcome import adapted_by_gradient, gradient_share, memory_of
 from tttabpfn.adaptation.settings import Settings
-from tttabpfn.inputs.data import distinct_rows, take_rows
+from tttabpfn.inputs.data import take_rows
+from tttabpfn.inputs.distinct import distinct_rows
 from tttabpfn.memory.columns import ColumnEncoder
 from tttabpfn.memory.inputs import MemoryInputs
 from tttabpfn.memory.memory import Memory
