@@ -141,6 +141,24 @@ class TTTTabPFNClassifier(ClassifierMixin, BaseEstimator):
         self.random_state = random_state
         self.verbose = verbose
 
+    def set_params(self, **params: Any) -> TTTTabPFNClassifier:
+        """Set parameters; those of the wrapped estimator are named ``estimator__<parameter>``.
+
+        Parameters
+        ----------
+        **params : dict
+            With ``estimator=None`` a nested one makes the default estimator first, and sets it there.
+
+        Returns
+        -------
+        TTTTabPFNClassifier
+            Itself.
+        """
+        nested = any(name.startswith("estimator__") for name in params)
+        if nested and params.get("estimator", self.estimator) is None:
+            params = {**params, "estimator": adapter.default_estimator()}
+        return super().set_params(**params)
+
     def fit(self, X: Any, y: Any) -> TTTTabPFNClassifier:
         """Check and store the demonstrations; nothing is trained yet.
 
@@ -162,6 +180,8 @@ class TTTTabPFNClassifier(ClassifierMixin, BaseEstimator):
         rows = data.check_rows(X, estimator=self, min_rows=2)
         columns = Columns.of(rows)
         rows = columns.read(rows)
+        if columns.has_dates:
+            wrapped = adapter.with_dates(wrapped)
         labels, classes, codes = data.check_targets(y, len(rows), estimator=self)
         seed = parameters.resolve_seed(self.random_state)
         settings = self._settings(seed)
@@ -236,7 +256,8 @@ class TTTTabPFNClassifier(ClassifierMixin, BaseEstimator):
         check_is_fitted(self, "classes_")
         rows = data.check_rows(X, estimator=self, min_rows=1)
         validate_data(self, X, skip_check_array=True, reset=False)
-        return self._lookup().predict_proba(self._fitted.columns.read(rows))
+        rows = self._fitted.columns.read(rows)
+        return self._lookup().predict_proba(rows)
 
     def adapt(self) -> TTTTabPFNClassifier:
         """Do now what the first prediction would do.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numbers
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +15,8 @@ from tttabpfn.fast_weights.dispatch import BACKENDS
 from tttabpfn.fast_weights.update_rules import RULES
 
 ADAPTATIONS = ("gradient", "memory", "both")
+MAX_STEP_SIZE = 1e4
+"""Far above any step that trains under any rule; larger ones end in weights without meaning."""
 
 
 def check_parameters(parameters: dict[str, Any], selections: Sequence[str]) -> None:
@@ -35,7 +38,9 @@ def check_parameters(parameters: dict[str, Any], selections: Sequence[str]) -> N
     """
     step_size = parameters["step_size"]
     if not (isinstance(step_size, str) and step_size == "auto"):
-        _number("step_size", step_size, 'a float >= 0 or "auto"', minimum=0)
+        _number(
+            "step_size", step_size, f'a float from 0 to {MAX_STEP_SIZE:g} or "auto"', minimum=0, maximum=MAX_STEP_SIZE
+        )
     _integer("n_steps", parameters["n_steps"], 0)
     _integer("chunk_size", parameters["chunk_size"], 1)
     _one_of("update_rule", parameters["update_rule"], RULES)
@@ -56,10 +61,11 @@ def _is_bool(value: Any) -> bool:
     return isinstance(value, bool | np.bool_)
 
 
-def _number(name: str, value: Any, allowed: str, *, minimum: float) -> None:
+def _number(name: str, value: Any, allowed: str, *, minimum: float, maximum: float = sys.float_info.max) -> None:
     if _is_bool(value) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} must be {allowed}, got {value!r} of type {type(value).__name__}.")
-    if not np.isfinite(float(value)) or float(value) < minimum:
+    # Compared before it is made a float: 10**400 has none.
+    if not minimum <= value <= maximum:
         raise ValueError(f"{name} must be {allowed}, got {value!r}.")
 
 
