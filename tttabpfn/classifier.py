@@ -89,8 +89,9 @@ class TTTTabPFNClassifier(ClassifierMixin, BaseEstimator):
     Raises
     ------
     ValueError
-        From `fit`, before any weights load: a parameter out of range, infinite values, one class only, a class with
-        one row, more classes, features or context rows than the base takes, a damaged checkpoint.
+        From `fit`, before any weights load: a parameter out of range, infinite values, a column of mixed kinds, one
+        class only, no class with two rows, more classes, features or context rows than the base takes, a damaged
+        checkpoint.
 
     Notes
     -----
@@ -100,6 +101,7 @@ class TTTTabPFNClassifier(ClassifierMixin, BaseEstimator):
     Examples
     --------
     >>> from sklearn.datasets import load_iris
+    >>> from tttabpfn import TTTTabPFNClassifier
     >>> X, y = load_iris(return_X_y=True)
     >>> clf = TTTTabPFNClassifier(n_steps=2, context_size=50, random_state=0).fit(X, y)
     >>> clf.predict(X[:2]).tolist()

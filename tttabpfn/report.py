@@ -61,6 +61,7 @@ class AdaptationReport:
 
     Examples
     --------
+    >>> from tttabpfn import AdaptationReport
     >>> report = AdaptationReport(adaptation="none", accepted=False, reason="n_steps is 0")
     >>> report.accepted, report.n_steps
     (False, 0)

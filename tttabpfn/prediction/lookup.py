@@ -17,6 +17,7 @@ from tttabpfn.adaptation import Session, Settings, adapt
 from tttabpfn.cache.cache import FastWeightCache
 from tttabpfn.cache.entry import CacheEntry
 from tttabpfn.inputs.columns import Columns
+from tttabpfn.inputs.packing import pack_table, unpack_table
 from tttabpfn.prediction.entries import Request, frozen_entry, report_of, to_entry
 from tttabpfn.prediction.predictor import Predictor, build_predictor
 from tttabpfn.report import AdaptationReport
@@ -67,6 +68,13 @@ class Fitted:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "request", Request.of(self.estimator, self.settings, self.data_print))
+
+    def __getstate__(self) -> dict[str, Any]:
+        # As arrays, frames can also be kept by formats that store no code, such as that of skops.
+        return {**self.__dict__, "rows": pack_table(self.rows)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update({**state, "rows": unpack_table(state["rows"])})
 
 
 class Lookup:
