@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import numbers
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from tttabpfn.cache.shared import FastWeightCache
+from tttabpfn.choices import ADAPTATIONS
 from tttabpfn.fast_weights.dispatch import BACKENDS
-from tttabpfn.fast_weights.update_rules import RULES
+from tttabpfn.fast_weights.rules import RULES
 
-ADAPTATIONS = ("gradient", "memory", "both")
 MAX_STEP_SIZE = 1e4
 """Far above any step that trains under any rule; larger ones end in weights without meaning."""
 
@@ -76,7 +76,7 @@ def _integer(name: str, value: Any, minimum: int) -> None:
         raise ValueError(f"{name} must be an int >= {minimum}, got {value!r}.")
 
 
-def _one_of(name: str, value: Any, allowed: Sequence[str]) -> None:
+def _one_of(name: str, value: Any, allowed: Collection[str]) -> None:
     if not isinstance(value, str) or value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}.")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from tttabpfn.fast_weights.rules import RULES
 from tttabpfn.memory.trees import TreeRecipe
 
 
@@ -86,7 +87,6 @@ class MemoryRecipe:
 
 
 DEFAULT_UPDATES = 32
-DEFAULT_MEMORY_STEP_SIZES = {"sgd": 1.0, "momentum": 0.3, "muon": 0.06, "adamw": 0.01}
 
 
 @dataclass(frozen=True)
@@ -117,12 +117,12 @@ class MemorySettings:
     @property
     def swiglu_step_size(self) -> float:
         """The SwiGLU memory's step size: the given one or its update rule's default."""
-        return DEFAULT_MEMORY_STEP_SIZES[self.update_rule] if self.step_size is None else self.step_size
+        return RULES[self.update_rule].memory_step_size if self.step_size is None else self.step_size
 
     @property
     def restores_norms(self) -> bool:
         """Whether input weights get back their row norms."""
-        return self.recipe.restore_norms and self.update_rule == "muon"
+        return self.recipe.restore_norms and RULES[self.update_rule].is_orthogonal
 
     def updates(self, share: float) -> int:
         """Number of updates that a share of all comes to, 1 at least."""
