@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
+from typing import Any
 
 import numpy as np
 
@@ -14,7 +15,7 @@ from tttabpfn.adaptation.memory import MemoryWriter
 from tttabpfn.adaptation.outcome import Adaptation, Progress, WrittenMemory, memory_tensors, share_tensors
 from tttabpfn.adaptation.session import Session
 from tttabpfn.adaptation.settings import Settings
-from tttabpfn.report import AdaptationReport
+from tttabpfn.report import AdaptationReport, PartReport
 
 
 def adapt(session: Session, settings: Settings, progress: Progress | None = None) -> Adaptation:
@@ -27,7 +28,7 @@ def adapt(session: Session, settings: Settings, progress: Progress | None = None
     settings : Settings
         What to do; `settings.is_frozen` must be False.
     progress : callable, optional
-        Called as ``progress(what, done, total)``.
+        Called as ``progress(what, done, total)``; with a total of 0 where nothing more will be told of it.
 
     Returns
     -------
@@ -46,6 +47,8 @@ def _adapt(session: Session, settings: Settings, progress: Progress | None, dead
     if settings.adaptation == "gradient":
         gradient = GradientAdaptation(session, settings, progress, deadline)
         return gradient.train_on_held_back(gradient.run())
+    if progress is not None:
+        progress("memory", 0, 0)
     written = _frozen_memory(session, settings, deadline)
     if settings.adaptation == "memory":
         return _memory_alone(session, settings, written)
@@ -80,6 +83,11 @@ def _both(
 ) -> Adaptation:
     """Put memory and adapted network together, each of them accepted or refused by itself."""
     report, memory = gradient.report, written.memory
+    fields = written.as_report_fields()
+    parts = (
+        _part("memory", memory is not None, written.verdict.reason, fields),
+        _part("gradient steps", report.accepted, report.reason, asdict(report)),
+    )
     verdicts = [
         f"{what} {'accepted' if accepted else 'refused'}: {reason}"
         for what, accepted, reason in (
@@ -89,9 +97,8 @@ def _both(
     ]
     notes = (*written.notes, *report.notes)
     if memory is None:
-        return Adaptation(gradient.tensors, replace(report, reason="; then ".join(verdicts), notes=notes))
+        return Adaptation(gradient.tensors, replace(report, reason="; then ".join(verdicts), notes=notes, parts=parts))
     tensors, shares = memory_tensors(memory), memory.describe()
-    fields = written.as_report_fields()
     if gradient.tensors:
         tensors |= gradient.tensors | share_tensors(outcome.share)
         shares = {name: share * (1.0 - outcome.share) for name, share in shares.items()}
@@ -112,8 +119,17 @@ def _both(
         "shares": dict(sorted(shares.items(), key=lambda item: -item[1])),
         "fast_weight_bytes": sum(value.nbytes for value in tensors.values()),
         "notes": notes,
+        "parts": parts,
     }
     return Adaptation(tensors, replace(report, **fields))
+
+
+def _part(name: str, accepted: bool, reason: str, fields: dict[str, Any]) -> PartReport:
+    """What one part brought, given the fields of its own report."""
+    before, after = fields["loss_frozen"], fields["loss_adapted"]
+    known = before is not None and after is not None
+    judged = (before, after, fields["gain_standard_error"]) if known else (None, None, None)
+    return PartReport(name, accepted, reason, fields["n_held_back"] if known else 0, *judged)
 
 
 def _frozen_memory(session: Session, settings: Settings, deadline: Deadline) -> WrittenMemory:
