@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from tabpfn import TabPFNClassifier
-from tqdm.auto import tqdm
 
 from tttabpfn import tabpfn_adapter as adapter
 from tttabpfn.adaptation import Session, Settings, adapt
@@ -20,6 +19,7 @@ from tttabpfn.inputs.columns import Columns
 from tttabpfn.inputs.packing import pack_table, unpack_table
 from tttabpfn.prediction.entries import Request, frozen_entry, report_of, to_entry
 from tttabpfn.prediction.predictor import Predictor, build_predictor
+from tttabpfn.prediction.progress import AdaptationProgress, adaptation_progress, current_bar
 from tttabpfn.report import AdaptationReport
 
 MAX_SESSIONS = 10
@@ -94,6 +94,7 @@ class Lookup:
         self.fitted = fitted
         self.cache = cache
         self.verbose = verbose
+        self._tell: AdaptationProgress | None = None
         self.base = adapter.load_base(fitted.estimator)
         self.keys = fitted.request.keys(self.base.content)
 
@@ -110,6 +111,10 @@ class Lookup:
         ndarray of shape (n_rows, n_classes)
             Class probabilities.
         """
+        with self._watched():
+            return self._predict(rows)
+
+    def _predict(self, rows: Any) -> NDArray[np.floating[Any]]:
         key, predictor = self._keyed_predictor()
         session = self.cache.attachments.get(self.keys.session, "session")
         if self.fitted.settings.is_frozen or session is None or not session.is_searched:
@@ -118,15 +123,31 @@ class Lookup:
 
     def report(self) -> AdaptationReport:
         """Return what the adaptation did; adapts if nothing has yet."""
-        report = report_of(self.entry(), reader=self.fitted.token)
+        with self._watched():
+            entry = self.entry()
+        report = report_of(entry, reader=self.fitted.token)
         return replace(report, notes=(self.fitted.note, *report.notes)) if self.fitted.note else report
 
     def predictor(self) -> Predictor:
         """Return what predicts: fitted on the context rows, with the adapted networks or the frozen ones."""
-        return self._keyed_predictor()[1]
+        with self._watched():
+            return self._keyed_predictor()[1]
+
+    @contextmanager
+    def _watched(self) -> Iterator[None]:
+        """Show the first call's progress, where it is wanted and there is something to wait for."""
+        wanted = self.verbose or current_bar() is not None
+        if not wanted or self.fitted.settings.is_frozen or self.keys.adaptation in self.cache:
+            yield
+            return
+        with adaptation_progress(self.verbose, self.fitted.settings) as self._tell:
+            yield
+        self._tell = None
 
     def _keyed_predictor(self) -> tuple[str, Predictor]:
         entry = self.entry()
+        if self._tell is not None:
+            self._tell.begin("predicting")
         key = self.keys.predictor(entry, self.fitted.settings)
         return key, self.cache.attachments.get_or_build(key, "predictor", lambda: self._build_predictor(entry))
 
@@ -149,8 +170,7 @@ class Lookup:
         if settings.is_frozen:
             return frozen_entry(settings, len(fitted.context), len(fitted.codes), fitted.token)
         session = self.session()
-        with progress_bar(self.verbose, settings.n_steps) as tell:
-            adaptation = adapt(session, settings, tell)
+        adaptation = adapt(session, settings, self._tell)
         # It holds first gradients and row embeddings by now.
         self.cache.attachments.resize(self.keys.session, "session", session.nbytes)
         return to_entry(adaptation, fitted.token)
@@ -181,20 +201,3 @@ class Lookup:
             None if session is None else session.all_members,
             None if session is None else session.columns,
         )
-
-
-@contextmanager
-def progress_bar(verbose: int, total: int) -> Iterator[Callable[[str, int, int], None] | None]:
-    """Show a bar on standard error while adapting; yields ``tell(what, done, total)``, or None if `verbose` is 0."""
-    if not verbose:
-        yield None
-        return
-    with tqdm(total=total, desc="adapting", unit="step") as bar:
-
-        def tell(what: str, done: int, of: int) -> None:
-            bar.set_description(what, refresh=False)
-            bar.total = of
-            bar.n = done
-            bar.refresh()
-
-        yield tell
