@@ -63,7 +63,7 @@ def options_of(*files):
 
 
 PACKAGE_FILES = {
-    "tttabpfn": ["tttabpfn/compare/command.py"],
+    "tttabpfn": ["tttabpfn/compare/command.py", "tttabpfn/compare/options.py"],
     "tttabpfn.pretraining": ["tttabpfn/pretraining/__main__.py", "tttabpfn/pretraining/arguments.py"],
 }
 

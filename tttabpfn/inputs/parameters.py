@@ -194,7 +194,7 @@ def resolve_context_size(
             f"context_size={context_size!r} keeps {size} of {n_rows} rows, fewer than the {n_classes} classes; "
             "the context needs a row of each."
         )
-    size = min(size, n_rows)
+    asked, size = size, min(size, n_rows)
     if max_rows is not None and size > max_rows:
         raise ValueError(
             f"context_size={context_size!r} keeps {size} of {n_rows} rows, but the base model takes at most {max_rows} "
@@ -205,4 +205,6 @@ def resolve_context_size(
         return ContextSize(
             bearable, f"context_size={context_size!r} was raised from {size} to {bearable} of {n_rows} rows"
         )
-    return ContextSize(size)
+    return ContextSize(
+        size, f"context_size={context_size!r} keeps all {n_rows} rows as context" if asked > n_rows else ""
+    )
