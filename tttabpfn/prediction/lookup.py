@@ -17,6 +17,7 @@ from tttabpfn.cache.cache import FastWeightCache
 from tttabpfn.cache.entry import CacheEntry
 from tttabpfn.inputs.columns import Columns
 from tttabpfn.inputs.packing import pack_table, unpack_table
+from tttabpfn.prediction.embeddings import Embeddings, embed, embed_known
 from tttabpfn.prediction.entries import Request, frozen_entry, report_of, to_entry
 from tttabpfn.prediction.predictor import Predictor, build_predictor
 from tttabpfn.prediction.progress import AdaptationProgress, adaptation_progress, current_bar
@@ -132,6 +133,17 @@ class Lookup:
         """Return what predicts: fitted on the context rows, with the adapted networks or the frozen ones."""
         with self._watched():
             return self._keyed_predictor()[1]
+
+    def embed(self, rows: Any) -> Embeddings:
+        """Embed checked rows; adapts if nothing has yet."""
+        with self._watched():
+            return embed(self._keyed_predictor()[1], rows)
+
+    def embed_demonstrations(self) -> Embeddings:
+        """Embed the rows given to `fit`, none with itself in the context; adapts if nothing has yet."""
+        with self._watched():
+            tensors = self.entry().tensors
+            return embed_known(self.session(), tensors, self.fitted.settings.seed)
 
     @contextmanager
     def _watched(self) -> Iterator[None]:
