@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import pickle
 import subprocess
 import sys
@@ -18,8 +17,6 @@ from tests.helpers import base_weights, fast_weights, key_of, plain_on_context, 
 from tests.tiny_models import GENERATIONS
 from tttabpfn import FastWeightCache
 from tttabpfn import tabpfn_adapter as adapter
-from tttabpfn.adaptation.deadline import Deadline
-from tttabpfn.adaptation.memory import MemoryWriter
 from tttabpfn.adaptation.outcome import gradient_share, has_memory, memory_of
 from tttabpfn.prediction.predictor import build_predictor
 

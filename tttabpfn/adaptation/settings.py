@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from tttabpfn.fast_weights.rules import RULES
 from tttabpfn.memory.settings import MemoryRecipe
 
 
@@ -86,7 +87,7 @@ class Recipe:
         return self.in_context_evidence if in_context else 1.0
 
 
-DEFAULT_STEP_SIZES = {"sgd": 0.1, "momentum": 0.03, "muon": 8e-3, "adamw": 1e-3}
+DEFAULT_STEP_SIZES = {name: rule.step_size for name, rule in RULES.items()}
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,7 @@ class Settings:
         """Step sizes in the race; one if the user gave it."""
         if self.step_size is not None:
             return (self.step_size,)
-        default = DEFAULT_STEP_SIZES[self.update_rule]
+        default = RULES[self.update_rule].step_size
         return tuple(default * factor for factor in self.recipe.step_size_factors)
 
 

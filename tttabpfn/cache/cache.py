@@ -88,6 +88,8 @@ class FastWeightCache:
     Examples
     --------
     >>> import torch
+    >>> from tttabpfn import FastWeightCache
+    >>> from tttabpfn.cache.shared import CacheEntry
     >>> cache = FastWeightCache()
     >>> entry, hit = cache.get_or_compute("0a", lambda: CacheEntry({"weight": torch.ones(3)}, {"n_steps": 1}))
     >>> hit, cache.get_or_compute("0a", lambda: 1 / 0)[1], cache.info().bytes

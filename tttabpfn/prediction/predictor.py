@@ -17,12 +17,12 @@ from tttabpfn.adaptation.episodes import rows_to_read
 from tttabpfn.adaptation.fast_model import predicting_models
 from tttabpfn.adaptation.outcome import adapted_by_gradient, gradient_share, memory_of, memory_tensors_of
 from tttabpfn.adaptation.settings import Settings
-from tttabpfn.inputs.data import distinct_rows, take_rows
+from tttabpfn.inputs.data import take_rows
+from tttabpfn.inputs.distinct import distinct_rows
 from tttabpfn.memory.columns import ColumnEncoder
 from tttabpfn.memory.inputs import MemoryInputs
 from tttabpfn.memory.memory import Memory
 from tttabpfn.memory.soundness import shape_of
-
 
 ROWS_PER_PASS = 16_384
 """Rows predicted at a time: it bounds the peak of memory."""
