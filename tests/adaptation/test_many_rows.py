@@ -120,20 +120,18 @@ def test_a_pickle_without_its_session_reads_columns_alike(made, clusters):
     *_, X_new, _ = clusters
     fitted = made()
     expected = fitted.predict_proba(X_new)
-    copy = pickle.loads(pickle.dumps(fitted))
-    copy.cache.clear() if hasattr(copy.cache, "clear") else None
-    lookup = copy._lookup()
-    entry = fitted._lookup().entry()
+    lookup = pickle.loads(pickle.dumps(fitted))._lookup()
+    own = lookup.fitted
     rebuilt = predictor_module.build_predictor(
-        copy._fitted.estimator,
-        copy._fitted.settings,
-        entry.tensors,
-        copy._fitted.rows,
-        copy._fitted.labels,
-        copy._fitted.codes,
-        copy._fitted.context,
+        own.estimator,
+        lookup.base,
+        own.settings,
+        fitted._lookup().entry().tensors,
+        own.rows,
+        own.labels,
+        own.codes,
+        own.context,
     )
-    assert lookup is not None
     np.testing.assert_allclose(rebuilt.predict_proba(X_new), expected, atol=1e-6)
 
 

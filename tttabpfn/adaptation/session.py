@@ -88,7 +88,7 @@ class Session:
         self.split = _draw_split(labels, context, seed, recipe) if split is None else split
         rows = take_rows(X, context), take_rows(y, context)
         self.all_members = adapter.fit_tabpfn(estimator, self.base, *rows, fit_mode="fit_preprocessors")
-        members = adapter.members_to_adapt(self.all_members, recipe.max_members)
+        members = adapter.members_to_adapt(self.all_members, recipe.members(self.n_demonstrations, len(context)))
         self.all_demonstrations = adapter.prepare_demonstrations(self.all_members, self.base, X, labels, weights)
         self.demonstrations = self.all_demonstrations.of_members(members)
         self.table = adapter.encode_rows(self.all_members, X)

@@ -17,6 +17,8 @@ class Recipe:
     max_members : int
         Ensemble members that adapt, and predict afterwards, where the wrapped estimator leaves their number to TabPFN
         (``n_estimators="auto"``, eight): every member gets a share of the steps, so that fewer of them adapt further.
+    many_rows_members : int
+        The same where there are more demonstrations than the network reads: boosted trees then say most.
     members_per_step : int
         Ensemble members in one update; they rotate from step to step.
     members_per_score : int
@@ -61,6 +63,7 @@ class Recipe:
     """
 
     max_members: int = 4
+    many_rows_members: int = 2
     members_per_step: int = 1
     members_per_score: int = 2
     warm_up_share: float = 0.1
@@ -81,6 +84,11 @@ class Recipe:
     scale: str = "match_rms"
     restore_norms: bool = False
     memory: MemoryRecipe = field(default_factory=MemoryRecipe)
+
+    def members(self, n_demonstrations: int, n_context: int) -> int:
+        """Ensemble members that adapt at most, given the demonstrations and those among them that are context."""
+        is_read = n_demonstrations - n_context <= self.memory.max_rows
+        return self.max_members if is_read else min(self.max_members, self.many_rows_members)
 
     def evidence_factor(self, in_context: bool) -> float:
         """What evidence is multiplied by, given whether held-back rows are context at predict."""

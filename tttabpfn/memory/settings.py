@@ -9,7 +9,6 @@ from tttabpfn.fast_weights.rules import RULES
 from tttabpfn.memory.boosted import BoostedRecipe
 from tttabpfn.memory.trees import TreeRecipe
 
-
 _LARGE_TREES: Any = {"step_size": 0.1, "depth": None, "leaves": 31, "rows_per_leaf": 20, "penalty": 1.0}
 
 

@@ -142,7 +142,8 @@ class Lookup:
     def cost(self) -> Cost:
         """Estimate what adapting would take, as if nothing were in the cache."""
         fitted = self.fitted
-        max_members, n_columns = fitted.settings.recipe.max_members, fitted.rows.shape[1]
+        max_members = fitted.settings.recipe.members(len(fitted.codes), len(fitted.context))
+        n_columns = fitted.rows.shape[1]
         sizes = adapter.Sizes.of(fitted.estimator, self.base, n_columns, max_members)
         demand = Demand(len(fitted.codes), n_columns, fitted.n_classes, len(fitted.context), sizes, fitted.settings)
         return estimate(demand, self.base.device)

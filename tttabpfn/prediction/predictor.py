@@ -189,7 +189,7 @@ def build_predictor(
             return adapter.fit_tabpfn(estimator, base, X, y, models=models, fit_mode="fit_with_cache")
         fitted = all_members
         if tensors:
-            members = adapter.members_to_adapt(all_members, settings.recipe.max_members)
+            members = adapter.members_to_adapt(all_members, settings.recipe.members(len(codes), len(context)))
             fitted = adapter.with_members(all_members, members)
         return adapter.refit_with_cache(fitted, base, models)
 

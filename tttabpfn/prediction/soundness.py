@@ -27,7 +27,7 @@ from tttabpfn.adaptation.outcome import (
 )
 from tttabpfn.cache.entry import CacheEntry
 from tttabpfn.memory.soundness import shape_of
-from tttabpfn.report import AdaptationReport
+from tttabpfn.report import AdaptationReport, PartReport
 
 
 def is_sound(
@@ -72,10 +72,7 @@ def _report_of(entry: CacheEntry) -> AdaptationReport | None:
     if set(header) != {"report", "creator"} or not isinstance(header["creator"], str):
         return None
     values = header["report"]
-    fields = {field.name: str(field.type) for field in dataclasses.fields(AdaptationReport)}
-    if set(values) != set(fields) or not all(_TYPES[kind](values[name]) for name, kind in fields.items()):
-        return None
-    return AdaptationReport.from_dict(values)
+    return AdaptationReport.from_dict(values) if _has_fields(values, AdaptationReport) else None
 
 
 def _goes_with(report: AdaptationReport, entry: CacheEntry, settings: Settings) -> bool:
@@ -144,6 +141,16 @@ def _is_named_numbers(value: Any) -> bool:
     return isinstance(value, dict) and all(isinstance(name, str) and _is_number(one) for name, one in value.items())
 
 
+def _has_fields(values: Any, kind: Any) -> bool:
+    """Whether values by name are those of a dataclass, none missing, unknown or of another type."""
+    fields = {field.name: str(field.type) for field in dataclasses.fields(kind)}
+    return (
+        isinstance(values, dict)
+        and set(values) == set(fields)
+        and all(_TYPES[annotation](values[name]) for name, annotation in fields.items())
+    )
+
+
 _TYPES: dict[str, Callable[[Any], bool]] = {
     "str": lambda value: isinstance(value, str),
     "bool": lambda value: isinstance(value, bool),
@@ -155,5 +162,6 @@ _TYPES: dict[str, Callable[[Any], bool]] = {
     "tuple[str, ...]": _list_of(lambda value: isinstance(value, str)),
     "dict[float, float]": lambda value: _is_named_numbers(value) and all(math.isfinite(float(name)) for name in value),
     "dict[str, float]": _is_named_numbers,
+    "tuple[PartReport, ...]": _list_of(lambda value: _has_fields(value, PartReport)),
 }
 """By a report's field's type: whether a value that went through JSON can be one."""
