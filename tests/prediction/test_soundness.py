@@ -313,5 +313,6 @@ def test_trees_end_and_stay_within_their_arrays(changes):
     from tttabpfn.memory.soundness import shape_of
 
     assert shape_of(trees(), n_classes=2).cells == 1
+    assert shape_of(trees(thresholds=torch.full((1, 3), float("inf"), dtype=torch.float64)), n_classes=2).cells == 1
     with pytest.raises(ValueError, match=r"^tensors of no memory: "):
         shape_of(trees(**changes), n_classes=2)

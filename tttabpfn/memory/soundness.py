@@ -84,7 +84,7 @@ def shape_of(tensors: Mapping[str, Tensor], n_classes: int) -> MemoryShape:
     """
     missing = {"mean", "spread", "log_shares", "shares"} - set(tensors)
     _require(not missing, "a tensor is missing")
-    _require(all(bool(torch.isfinite(value).all()) for value in tensors.values()), "a number is not finite")
+    _require(all(map(_is_usable, tensors, tensors.values())), "a number is not finite")
     memory = Memory.of_tensors(tensors)
     _require(memory.tensors().keys() == tensors.keys(), "a name is not known")
     mean, spread = memory.scale.mean, memory.scale.spread
@@ -110,6 +110,12 @@ def shape_of(tensors: Mapping[str, Tensor], n_classes: int) -> MemoryShape:
             columns.add(width - 1 - (embedding if part.block == "both" else 0))
     _require(len(columns) <= 1 and all(count >= 0 for count in columns), "parts on the columns differ in width")
     return MemoryShape(n_members, embedding, next(iter(columns), None), cells)
+
+
+def _is_usable(name: str, values: Tensor) -> bool:
+    """Whether all numbers are finite; a cut may be at infinity, with all rows on one side of it."""
+    usable = ~torch.isnan(values) if name.endswith("/thresholds") else torch.isfinite(values)
+    return bool(usable.all())
 
 
 def _require(holds: bool, what: str) -> None:
