@@ -150,7 +150,7 @@ def _cells(values):
     """A frame with a column 'odd' of these objects, in turns."""
     odd = np.empty(80, dtype=object)
     odd[:] = [values[i % len(values)] for i in range(80)]
-    return _frame(odd=odd)
+    return _frame(odd=pd.Series(odd, dtype=object))
 
 
 def _labels(value, dtype=float):

@@ -56,10 +56,13 @@ def distinct_rows(rows: Any) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
 
 def _comparable(frame: pd.DataFrame) -> pd.DataFrame:
     """The frame with every cell that is no number as text that names type and value, so that `==` and hashes tell."""
+    numeric = [isinstance(dtype, np.dtype) and dtype.kind in "biufmM" for dtype in frame.dtypes]
+    if all(numeric):
+        return frame
     plain = {}
     for position in range(frame.shape[1]):
         values = frame.iloc[:, position]
-        if isinstance(values.dtype, np.dtype) and values.dtype.kind in "biufmM":
+        if numeric[position]:
             plain[position] = values.to_numpy()
         else:
             cells = values.astype(object).to_numpy()

@@ -55,7 +55,8 @@ def unpack_table(packed: Any) -> Any:
 
 def _pack(values: Any) -> Any:
     dtype = values.dtype
-    if isinstance(dtype, np.dtype) or isinstance(values, pd.arrays.NumpyExtensionArray):
+    # Some arrays of text are of a class below this one.
+    if isinstance(dtype, np.dtype) or type(values) is pd.arrays.NumpyExtensionArray:
         return values.to_numpy()
     if isinstance(dtype, pd.CategoricalDtype):
         codes = np.asarray(values.codes)
