@@ -65,7 +65,7 @@ def test_the_session_numbers_the_rows_that_it_reads(made, clusters):
     assert len(session.labels) == 290
     assert session.n_unread == 310
     fitted = made()
-    read = session._read
+    read = session.read_rows
     np.testing.assert_array_equal(read[session.split.context], fitted.context_indices_)
     np.testing.assert_array_equal(session.labels, y[read])
     unread = session.unread_rows()
@@ -143,6 +143,16 @@ def test_rows_are_predicted_part_by_part(made, clusters, monkeypatch):
     again = fitted.predict_proba(X_new)
     np.testing.assert_allclose(again, whole, atol=1e-5)
     np.testing.assert_array_equal(fitted.predict_proba(X_new[::-1])[::-1], again)
+
+
+# Seen to fail: with a row for each that the network has read.
+def test_all_demonstrations_are_embedded(made, clusters):
+    X, *_ = clusters
+    fitted = made().adapt()
+    embedded = fitted._lookup().embed_demonstrations()
+    assert len(embedded) == len(X)
+    outside = np.setdiff1d(np.arange(len(X)), fitted.context_indices_)
+    np.testing.assert_allclose(embedded[outside], fitted.transform(X[outside]), atol=1e-4)
 
 
 def test_few_rows_are_written_as_before(made):

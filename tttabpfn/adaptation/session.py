@@ -78,11 +78,11 @@ class Session:
         self.n_demonstrations = len(labels)
         self.base = adapter.load_base_for(estimator, int(labels.max()) + 1) if base is None else base
         self._everything = (X, labels, weights)
-        self._read = rows_to_read(labels, context, recipe.memory.max_rows, seed)
-        if len(self._read) < len(labels):
-            X, y, labels = take_rows(X, self._read), take_rows(y, self._read), labels[self._read]
-            context = np.searchsorted(self._read, context)
-            weights = None if weights is None else weights[self._read]
+        self.read_rows = rows_to_read(labels, context, recipe.memory.max_rows, seed)
+        if len(self.read_rows) < len(labels):
+            X, y, labels = take_rows(X, self.read_rows), take_rows(y, self.read_rows), labels[self.read_rows]
+            context = np.searchsorted(self.read_rows, context)
+            weights = None if weights is None else weights[self.read_rows]
         self.labels = labels
         self.weights = weights
         self.split = _draw_split(labels, context, seed, recipe) if split is None else split
@@ -153,14 +153,14 @@ class Session:
     @property
     def n_unread(self) -> int:
         """Demonstrations that are too many for the network to read."""
-        return self.n_demonstrations - len(self._read)
+        return self.n_demonstrations - len(self.read_rows)
 
     def unread_rows(self) -> ColumnRows | None:
         """These demonstrations as trees see them, encoded part by part; None if there are none."""
         if not self.n_unread:
             return None
         X, labels, weights = self._everything
-        unread = np.setdiff1d(np.arange(len(labels)), self._read)
+        unread = np.setdiff1d(np.arange(len(labels)), self.read_rows)
         cells = [
             self.columns.cells(adapter.encode_rows(self.all_members, take_rows(X, unread[start : start + _ROWS])))
             for start in range(0, len(unread), _ROWS)

@@ -16,6 +16,7 @@ from tttabpfn.adaptation.fast_model import predicting_models
 from tttabpfn.adaptation.session import Session
 from tttabpfn.inputs.data import take_rows
 from tttabpfn.inputs.distinct import distinct_rows
+from tttabpfn.prediction.predictor import ROWS_PER_PASS as ROWS
 from tttabpfn.prediction.predictor import Predictor
 
 N_FOLDS, FOLD_BRANCH = 4, 21
@@ -44,7 +45,11 @@ def embed(predictor: Predictor, X: Any) -> Embeddings:
         assert predictor.memory is not None
         inner = predictor.memory.inner
     positions, inverse = distinct_rows(X)
-    return _side_by_side(adapter.predict_with_embeddings(inner, take_rows(X, positions)).embeddings)[inverse]
+    found = [
+        _side_by_side(adapter.predict_with_embeddings(inner, take_rows(X, positions[start : start + ROWS])).embeddings)
+        for start in range(0, len(positions), ROWS)
+    ]
+    return np.concatenate(found)[inverse]
 
 
 def embed_known(session: Session, tensors: Mapping[str, Tensor], seed: int) -> Embeddings:

@@ -16,6 +16,7 @@ from tttabpfn.adaptation import Session, Settings, adapt
 from tttabpfn.cache.cache import FastWeightCache
 from tttabpfn.cache.entry import CacheEntry
 from tttabpfn.inputs.columns import Columns
+from tttabpfn.inputs.data import take_rows
 from tttabpfn.inputs.packing import pack_table, unpack_table
 from tttabpfn.prediction.cost import Cost, Demand, estimate
 from tttabpfn.prediction.embeddings import Embeddings, embed, embed_known
@@ -161,8 +162,16 @@ class Lookup:
     def embed_demonstrations(self) -> Embeddings:
         """Embed the rows given to `fit`, none with itself in the context; adapts if nothing has yet."""
         with self._watched():
-            tensors = self.entry().tensors
-            return embed_known(self.session(), tensors, self.fitted.settings.seed)
+            session, rows = self.session(), self.fitted.rows
+            read = embed_known(session, self.entry().tensors, self.fitted.settings.seed)
+            if not session.n_unread:
+                return read
+            # What the network has not read is like a new row to it.
+            unread = np.setdiff1d(np.arange(len(self.fitted.codes)), session.read_rows)
+            found = np.empty((len(self.fitted.codes), read.shape[1]), dtype=read.dtype)
+            found[session.read_rows] = read
+            found[unread] = embed(self._keyed_predictor()[1], take_rows(rows, unread))
+            return found
 
     @contextmanager
     def _watched(self) -> Iterator[None]:
