@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import uuid
 import warnings
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,6 @@ from tabpfn import TabPFNClassifier
 from tttabpfn import tabpfn_adapter as adapter
 from tttabpfn.adaptation import Settings
 from tttabpfn.adaptation.episodes import seeded, stratified_rows
-from tttabpfn.cache.files import decode_with_key, encode
 from tttabpfn.cache.fingerprint import fingerprint
 from tttabpfn.cache.shared import check_cache, serving_cache
 from tttabpfn.inputs import data, parameters
@@ -24,12 +22,23 @@ from tttabpfn.inputs.columns import Columns
 from tttabpfn.inputs.weights import check_sample_weight, weights_of_rows
 from tttabpfn.prediction.cost import Cost
 from tttabpfn.prediction.lookup import Fitted, Lookup
+from tttabpfn.prediction.pickling import PicklingMixin
+from tttabpfn.prediction.streaming.estimator import StreamingMixin
+from tttabpfn.prediction.transformer import EmbeddingMixin
 from tttabpfn.report import AdaptationReport
 
 CONTEXT_BRANCH, WRAPPED_BRANCH = 0, 20
 
 
-class TTTTabPFNClassifier(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClassifierMixin, BaseEstimator):
+class TTTTabPFNClassifier(
+    EmbeddingMixin,
+    StreamingMixin,
+    PicklingMixin,
+    ClassNamePrefixFeaturesOutMixin,
+    TransformerMixin,
+    ClassifierMixin,
+    BaseEstimator,
+):
     """TabPFN that trains itself at test time on the demonstrations it is given.
 
     `fit` checks and stores the demonstrations. The first prediction adapts to them (test-time training). A memory is
@@ -206,6 +215,7 @@ class TTTTabPFNClassifier(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cla
         self.classes_ = classes
         self.context_indices_ = present[fitted.context]
         self._fitted = fitted
+        self._stream = None
         return self
 
     def estimate_cost(self, X: Any, y: Any) -> Cost:
@@ -319,50 +329,6 @@ class TTTTabPFNClassifier(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cla
         rows = self._fitted.columns.read(rows)
         return self._lookup().predict_proba(rows)
 
-    def transform(self, X: Any) -> NDArray[np.floating[Any]]:
-        """Embed rows with the networks that predict, given the context, for plots and other models.
-
-        A row that was given to `fit` may find itself in the context and so its own label in the embedding; for those
-        use `fit_transform`, as a pipeline does.
-
-        Parameters
-        ----------
-        X : array-like or frame of shape (n_rows, n_features)
-            Rows like those given to `fit`.
-
-        Returns
-        -------
-        ndarray of shape (n_rows, n_members * n_dimensions)
-            The ensemble members' embeddings side by side.
-        """
-        check_is_fitted(self, "classes_")
-        rows = data.check_rows(X, estimator=self, min_rows=1)
-        validate_data(self, X, skip_check_array=True, reset=False)
-        rows = self._fitted.columns.read(rows)
-        return self._lookup().embed(rows)
-
-    def fit_transform(self, X: Any, y: Any, **fit_params: Any) -> NDArray[np.floating[Any]]:
-        """Fit, and embed the same rows, each with a context that it is not part of.
-
-        Parameters
-        ----------
-        X, y : array-like of shape (n_rows, n_features), (n_rows,)
-            As for `fit`.
-        **fit_params : dict
-            Further parameters of `fit`.
-
-        Returns
-        -------
-        ndarray of shape (n_rows, n_members * n_dimensions)
-            What `transform` returns for other rows. It differs from ``fit(X, y).transform(X)``, where rows of the
-            context see their own labels.
-        """
-        return self.fit(X, y, **fit_params)._lookup().embed_demonstrations()
-
-    @property
-    def _n_features_out(self) -> int:
-        return self._lookup().embed(data.take_rows(self._fitted.rows, np.arange(1))).shape[1]
-
     def adapt(self) -> TTTTabPFNClassifier:
         """Do now what the first prediction would do.
 
@@ -387,6 +353,8 @@ class TTTTabPFNClassifier(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cla
         return self._lookup().report()
 
     def _lookup(self) -> Lookup:
+        if self._stream is not None:
+            return self._stream_lookup()
         return Lookup(self._fitted, serving_cache(self.cache), self.verbose)
 
     def _wrapped(self) -> TabPFNClassifier:
@@ -412,28 +380,6 @@ class TTTTabPFNClassifier(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cla
             backend=self.backend,
             seed=seed,
         )
-
-    def __getstate__(self) -> dict[str, Any]:
-        state = super().__getstate__()
-        # Nothing is loaded or adapted for a pickle: it carries fast weights if they are here.
-        if "_fitted" in state and adapter.loaded_base(self._fitted.estimator) is not None:
-            lookup = self._lookup()
-            entry = lookup.cache.peek(lookup.keys.adaptation)
-            if entry is not None:
-                state["_packed_fast_weights"] = encode(lookup.keys.adaptation, entry)
-        return state
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        state = dict(state)
-        packed = state.pop("_packed_fast_weights", None)
-        super().__setstate__(state)
-        if "_fitted" in state:
-            # An unpickled copy has its own token, so that it reports a hit for what the original computed.
-            self._fitted = replace(self._fitted, token=uuid.uuid4().hex)
-        found = None if packed is None else decode_with_key(packed)
-        # Damaged bytes are a miss: the first prediction adapts anew.
-        if found is not None:
-            serving_cache(self.cache).adopt(*found)
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

@@ -33,7 +33,7 @@ MIN_ROWS = 8
 
 
 @dataclass(frozen=True)
-class _Embedded:
+class Embedded:
     """Rows, their embeddings (M, Q, E) and scaled logits (M, Q, K) given a context without them, and their folds."""
 
     rows: RowIndices
@@ -42,8 +42,9 @@ class _Embedded:
     folds: NDArray[np.int64]
 
     @staticmethod
-    def joined(parts: Sequence[_Embedded]) -> _Embedded:
-        return _Embedded(
+    def joined(parts: Sequence[Embedded]) -> Embedded:
+        """One after the other."""
+        return Embedded(
             np.concatenate([part.rows for part in parts]),
             torch.cat([part.embeddings for part in parts], dim=1),
             torch.cat([part.logits for part in parts], dim=1),
@@ -96,7 +97,7 @@ class MemoryWriter:
             Without a memory if it was refused.
         """
         with torch.no_grad():
-            embedded = self._embedded()
+            embedded = self.embedded()
             if embedded is None:
                 why = "too few demonstrations to hold any back, so nothing could be compared"
                 return WrittenMemory(
@@ -104,7 +105,7 @@ class MemoryWriter:
                 )
             return self._mixed(embedded)
 
-    def _mixed(self, embedded: _Embedded) -> WrittenMemory:
+    def _mixed(self, embedded: Embedded) -> WrittenMemory:
         session, recipe = self.session, self.recipe
         labels = session.labels[embedded.rows]
         weights = None if session.weights is None else session.weights[embedded.rows]
@@ -157,7 +158,7 @@ class MemoryWriter:
         losses = row_losses(session.scores.finished(mixed), labels)
         return WrittenMemory(memory, verdict, rows, mixed, tuple(self.notes), before, losses, weights)
 
-    def _held_back(self, embedded: _Embedded) -> NDArray[np.int64]:
+    def _held_back(self, embedded: Embedded) -> NDArray[np.int64]:
         """The fold whose writing does without each row: its own; of many rows, one fold for some, -1 for the others."""
         rows, recipe = embedded.rows, self.recipe
         if len(rows) <= recipe.crossed_rows:
@@ -203,7 +204,7 @@ class MemoryWriter:
         """Probabilities from logits divided by the temperature, ensembled as at predict."""
         return self.session.scores.averaged(scaled * self.session.demonstrations.temperature)
 
-    def _embedded(self) -> _Embedded | None:
+    def embedded(self) -> Embedded | None:
         """All rows but one of each class, embedded without themselves in the context; None if they are too few."""
         session, recipe = self.session, self.recipe
         context, labels = session.split.context, session.labels
@@ -222,11 +223,11 @@ class MemoryWriter:
         if len(outside):
             dealt = stratified_parts(labels[outside], recipe.folds, seeded(self.seed, FOLD_BRANCH))
             embedded.append(self._embed(context, outside, dealt))
-        joined = _Embedded.joined(embedded)
+        joined = Embedded.joined(embedded)
         # Folds that nothing fell into would leave gaps in their numbers.
         return replace(joined, folds=np.unique(joined.folds, return_inverse=True)[1])
 
-    def _embed(self, context: RowIndices, rows: RowIndices, folds: NDArray[np.int64]) -> _Embedded:
+    def _embed(self, context: RowIndices, rows: RowIndices, folds: NDArray[np.int64]) -> Embedded:
         """Embed rows given a context, in large chunks; out of memory halves them."""
         demonstrations = self.session.demonstrations
         device = demonstrations.labels.device
@@ -235,7 +236,7 @@ class MemoryWriter:
             # Else all rows there are would be embedded with every part of the context.
             self.known_rows.expect(given, torch.as_tensor(rows, device=device))
 
-        def embed(start: int, end: int) -> _Embedded:
+        def embed(start: int, end: int) -> Embedded:
             chunk = rows[start:end]
             output = adapter.member_logits(
                 self.session.frozen,
@@ -245,17 +246,17 @@ class MemoryWriter:
                 embeddings=True,
                 known_rows=self.known_rows,
             )
-            return _Embedded(chunk, output.embeddings, output.logits / demonstrations.temperature, folds[start:end])
+            return Embedded(chunk, output.embeddings, output.logits / demonstrations.temperature, folds[start:end])
 
-        parts: list[_Embedded] = []
+        parts: list[Embedded] = []
 
-        def keep(part: _Embedded) -> None:
+        def keep(part: Embedded) -> None:
             parts.append(part)
             self.n_embedded += len(part.rows)
             self._tell(_EMBEDDING * min(1.0, self.n_embedded / len(self.session.labels)))
 
         self.notes.extend(in_slices(embed, 0, len(rows), self.recipe.rows_per_pass, keep).notes)
-        return _Embedded.joined(parts)
+        return Embedded.joined(parts)
 
 
 def _prior(n_parts: int, model_share: float) -> NDArray[np.float64]:

@@ -172,6 +172,20 @@ def check_targets(y: Any, n_rows: int, *, estimator: Any) -> tuple[NDArray[Any],
     ValueError
         If labels are missing, continuous, of one class only, or not one per row.
     """
+    labels = check_labels_of(y, n_rows, estimator=estimator)
+    try:
+        classes, codes = np.unique(labels, return_inverse=True)
+    except TypeError as error:
+        kinds = sorted({type(label).__name__ for label in labels})
+        raise ValueError(f"y must hold labels of one kind, got a mix of {', '.join(kinds)}.") from error
+    check_classification_targets(labels)
+    if len(classes) < 2:
+        raise ValueError(f"y must hold at least 2 classes, got 1 class only: {classes[0]!r}.")
+    return labels, classes, codes.astype(np.int64)
+
+
+def check_labels_of(y: Any, n_rows: int, *, estimator: Any) -> NDArray[Any]:
+    """Check labels one by one, whatever classes there are; a ValueError says what is wrong, as `check_targets` does."""
     if y is None:
         raise ValueError(f"{type(estimator).__name__} requires y to be passed, but the target y is None.")
     labels = _as_common(column_or_1d(as_plain("y", y), warn=True))
@@ -183,15 +197,7 @@ def check_targets(y: Any, n_rows: int, *, estimator: Any) -> tuple[NDArray[Any],
     labels = check_labels(labels, estimator=estimator)
     if len(labels) != n_rows:
         raise ValueError(f"Found input variables with inconsistent numbers of samples: X {n_rows}, y {len(labels)}.")
-    try:
-        classes, codes = np.unique(labels, return_inverse=True)
-    except TypeError as error:
-        kinds = sorted({type(label).__name__ for label in labels})
-        raise ValueError(f"y must hold labels of one kind, got a mix of {', '.join(kinds)}.") from error
-    check_classification_targets(labels)
-    if len(classes) < 2:
-        raise ValueError(f"y must hold at least 2 classes, got 1 class only: {classes[0]!r}.")
-    return labels, classes, codes.astype(np.int64)
+    return labels
 
 
 def _refuse_odd_labels(labels: NDArray[Any]) -> None:

@@ -183,15 +183,10 @@ def build_predictor(
     if all_members is None:
         all_members = adapter.fit_tabpfn(estimator, base, X, y, fit_mode="fit_preprocessors")
 
+    n_members = settings.recipe.members(len(codes), len(context)) if tensors else None
+
     def fitted_with(weights: Mapping[str, Tensor]) -> TabPFNClassifier:
-        models = predicting_models(base, weights)
-        if not adapter.can_be_refitted(all_members):
-            return adapter.fit_tabpfn(estimator, base, X, y, models=models, fit_mode="fit_with_cache")
-        fitted = all_members
-        if tensors:
-            members = adapter.members_to_adapt(all_members, settings.recipe.members(len(codes), len(context)))
-            fitted = adapter.with_members(all_members, members)
-        return adapter.refit_with_cache(fitted, base, models)
+        return tabpfn_on_context(estimator, base, X, y, weights, all_members, n_members)
 
     memory = memory_of(tensors)
     if memory is None:
@@ -207,3 +202,43 @@ def build_predictor(
         raise ForeignMemoryError
     inner = fitted_with(tensors) if adapted_by_gradient(tensors) else None
     return Predictor(inner, reader, gradient_share(tensors), settings)
+
+
+def tabpfn_on_context(
+    estimator: TabPFNClassifier,
+    base: adapter.Base,
+    X: Any,
+    y: NDArray[Any],
+    weights: Mapping[str, Tensor],
+    all_members: TabPFNClassifier,
+    n_members: int | None,
+) -> TabPFNClassifier:
+    """A TabPFN that predicts from a context kept in its cache.
+
+    Parameters
+    ----------
+    estimator : TabPFNClassifier
+        Settings of the wrapped classifier; not changed.
+    base : Base
+        Its base.
+    X, y : frame or ndarray of shape (n, n_features), ndarray of shape (n,)
+        The context.
+    weights : mapping of str to Tensor
+        Fast weights of its networks; empty for the frozen ones.
+    all_members : TabPFNClassifier
+        Fitted on the context with ``fit_mode="fit_preprocessors"``: its preprocessing is taken over.
+    n_members : int or None
+        Members that predict at most, where the estimator leaves their number open; None: all.
+
+    Returns
+    -------
+    TabPFNClassifier
+        Fitted.
+    """
+    models = predicting_models(base, weights)
+    if not adapter.can_be_refitted(all_members):
+        return adapter.fit_tabpfn(estimator, base, X, y, models=models, fit_mode="fit_with_cache")
+    fitted = all_members
+    if n_members is not None:
+        fitted = adapter.with_members(all_members, adapter.members_to_adapt(all_members, n_members))
+    return adapter.refit_with_cache(fitted, base, models)

@@ -1,0 +1,1 @@
+"""Rows that keep coming: a memory of sums, added to, subtracted from and merged exactly."""
