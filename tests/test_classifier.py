@@ -15,8 +15,14 @@ from tttabpfn import FastWeightCache, TTTTabPFNClassifier, bundled_model_path
 
 from .helpers import fast_weights, plain_on_context
 
+NOT_HELD = {
+    name: "fit_transform embeds a row without itself in the context, transform does not know that it was given to fit"
+    for name in ("check_transformer_data_not_an_array", "check_transformer_general")
+}
+NOT_HELD["check_methods_subset_invariance"] = "matrix products of other sizes round otherwise: 2e-6 in an embedding"
 
-@parametrize_with_checks([TTTTabPFNClassifier(n_steps=1)])
+
+@parametrize_with_checks([TTTTabPFNClassifier(n_steps=1)], expected_failed_checks=lambda estimator: NOT_HELD)
 def test_scikit_learn_checks(estimator, check):
     with warnings.catch_warnings():
         # scikit-learn skips its array API check where that is not switched on, and warns that it does.
@@ -189,7 +195,7 @@ def test_only_verbose_shows_progress(classifier, table, capfd):
     classifier(verbose=1, n_steps=3).fit(X, y).predict(X_new)
     out, err = capfd.readouterr()
     assert out == ""
-    assert "3/3" in err
+    assert "gradient steps" in err
 
 
 # Seen to fail: without `get_or_compute` around the adaptation.
