@@ -16,8 +16,11 @@ from tttabpfn import FastWeightCache, TTTTabPFNClassifier, bundled_model_path
 from .helpers import fast_weights, plain_on_context
 
 NOT_HELD = {
-    "check_sample_weight_equivalence_on_dense_data": "in TabPFN's context a row is a row, whatever it weighs",
+    name: "fit_transform embeds a row without itself in the context, transform does not know that it was given to fit"
+    for name in ("check_transformer_data_not_an_array", "check_transformer_general")
 }
+NOT_HELD["check_methods_subset_invariance"] = "matrix products of other sizes round otherwise: 2e-6 in an embedding"
+NOT_HELD["check_sample_weight_equivalence_on_dense_data"] = "in TabPFN's context a row is a row, whatever it weighs"
 
 
 @parametrize_with_checks([TTTTabPFNClassifier(n_steps=1)], expected_failed_checks=lambda estimator: NOT_HELD)
@@ -193,7 +196,7 @@ def test_only_verbose_shows_progress(classifier, table, capfd):
     classifier(verbose=1, n_steps=3).fit(X, y).predict(X_new)
     out, err = capfd.readouterr()
     assert out == ""
-    assert "3/3" in err
+    assert "gradient steps" in err
 
 
 # Seen to fail: without `get_or_compute` around the adaptation.

@@ -386,4 +386,6 @@ class TTTTabPFNClassifier(
         tags.input_tags.allow_nan = True
         tags.input_tags.string = True
         tags.input_tags.categorical = True
+        # Embeddings are in float32, whatever the rows are.
+        tags.transformer_tags.preserves_dtype = []
         return tags

@@ -66,8 +66,9 @@ def _is_bool(value: Any) -> bool:
 def _number(name: str, value: Any, allowed: str, *, minimum: float, maximum: float = sys.float_info.max) -> None:
     if _is_bool(value) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} must be {allowed}, got {value!r} of type {type(value).__name__}.")
+    number: Any = value
     # Compared before it is made a float: 10**400 has none.
-    if not minimum <= value <= maximum:
+    if not minimum <= number <= maximum:
         raise ValueError(f"{name} must be {allowed}, got {value!r}.")
 
 
