@@ -1,11 +1,14 @@
 """The pages' examples run, their commands name scripts and options that exist, and their links lead somewhere."""
 
+import doctest
 import re
 import shlex
 from pathlib import Path
 
 import pytest
 import torch
+
+import tttabpfn
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = [
@@ -60,7 +63,7 @@ def options_of(*files):
 
 
 PACKAGE_FILES = {
-    "tttabpfn": ["tttabpfn/compare/command.py"],
+    "tttabpfn": ["tttabpfn/compare/command.py", "tttabpfn/compare/options.py"],
     "tttabpfn.pretraining": ["tttabpfn/pretraining/__main__.py", "tttabpfn/pretraining/arguments.py"],
 }
 
@@ -86,3 +89,22 @@ def test_readme_is_short_and_has_one_place_for_the_comparison():
     assert len(text.splitlines()) <= 200
     assert text.count("<!-- compare:start -->") == text.count("<!-- compare:end -->") == 1
     assert "| | log loss | accuracy | ROC AUC | processor seconds |" in text
+
+
+# Seen to fail: without the imports in the examples of the class and of `FastWeightCache`.
+@pytest.mark.parametrize("name", tttabpfn.__all__)
+def test_a_docstring_example_runs_when_pasted_alone(name):
+    public = getattr(tttabpfn, name)
+    example = doctest.DocTestParser().get_doctest(public.__doc__, {"__name__": "pasted"}, name, None, None)
+    said = []
+    doctest.DocTestRunner().run(example, out=said.append)
+    assert "".join(said) == ""
+
+
+# Seen to fail: with "a class with one row" in the docstring's list, which `fit` takes.
+def test_fit_raises_what_its_docstring_lists_about_few_rows():
+    assert "no class with two rows" in " ".join(tttabpfn.TTTTabPFNClassifier.__doc__.split())
+    X = [[0.0], [1.0], [2.0]]
+    tttabpfn.TTTTabPFNClassifier(random_state=0).fit(X, ["a", "a", "b"])
+    with pytest.raises(ValueError, match=r"^too few rows per class"):
+        tttabpfn.TTTTabPFNClassifier(random_state=0).fit(X, ["a", "b", "c"])

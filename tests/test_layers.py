@@ -12,7 +12,7 @@ import tttabpfn
 
 ROOT = Path(tttabpfn.__file__).parent
 LAYERS = (
-    {"cache", "checkpoints", "fast_weights", "report", "theory"},
+    {"cache", "checkpoints", "choices", "fast_weights", "report", "theory"},
     {"display", "inputs", "lact", "memory", "pretraining", "tabpfn_adapter"},
     {"adaptation"},
     {"prediction"},

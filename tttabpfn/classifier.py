@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.base import BaseEstimator, ClassifierMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 from tabpfn import TabPFNClassifier
 
@@ -18,8 +18,9 @@ from tttabpfn.adaptation import Settings
 from tttabpfn.adaptation.episodes import seeded, stratified_rows
 from tttabpfn.cache.files import decode_with_key, encode
 from tttabpfn.cache.fingerprint import fingerprint
-from tttabpfn.cache.shared import resolve_cache
+from tttabpfn.cache.shared import check_cache, serving_cache
 from tttabpfn.inputs import data, parameters
+from tttabpfn.inputs.columns import Columns
 from tttabpfn.inputs.weights import check_sample_weight, weights_of_rows
 from tttabpfn.prediction.cost import Cost
 from tttabpfn.prediction.lookup import Fitted, Lookup
@@ -28,7 +29,7 @@ from tttabpfn.report import AdaptationReport
 CONTEXT_BRANCH, WRAPPED_BRANCH = 0, 20
 
 
-class TTTTabPFNClassifier(ClassifierMixin, BaseEstimator):
+class TTTTabPFNClassifier(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClassifierMixin, BaseEstimator):
     """TabPFN that trains itself at test time on the demonstrations it is given.
 
     `fit` checks and stores the demonstrations. The first prediction adapts to them (test-time training). A memory is
@@ -72,7 +73,8 @@ class TTTTabPFNClassifier(ClassifierMixin, BaseEstimator):
     backend : {"auto", "torch", "triton"}, default="auto"
         Who runs the updates' leaf operations. "triton" runs or raises.
     cache : None, path or FastWeightCache, default=None
-        Where fast weights are kept: in memory, shared by the process; also on disk; or in a cache of your own.
+        Where fast weights are kept: in memory, shared by the process; also on disk; or in a cache of your own. Trust a
+        folder like a checkpoint: who writes there decides what is predicted.
     random_state : int, RandomState, Generator or None, default=None
         Seed of context, splits and steps. None draws one at `fit`. The wrapped estimator has its own.
     verbose : int, default=0
@@ -92,8 +94,9 @@ class TTTTabPFNClassifier(ClassifierMixin, BaseEstimator):
     Raises
     ------
     ValueError
-        From `fit`, before any weights load: a parameter out of range, infinite values, one class only, a class with
-        one row, bad weights, more features or context rows than the base takes, a damaged checkpoint.
+        From `fit`, before any weights load: a parameter out of range, infinite values, a column of mixed kinds, one
+        class only, no class with two rows, bad weights, more features or context rows than the base takes, a damaged
+        checkpoint.
     MemoryError
         Where the adaptation starts: it would take more than the machine has, by `estimate_cost`.
 
@@ -108,6 +111,7 @@ class TTTTabPFNClassifier(ClassifierMixin, BaseEstimator):
     Examples
     --------
     >>> from sklearn.datasets import load_iris
+    >>> from tttabpfn import TTTTabPFNClassifier
     >>> X, y = load_iris(return_X_y=True)
     >>> clf = TTTTabPFNClassifier(n_steps=2, context_size=50, random_state=0).fit(X, y)
     >>> clf.predict(X[:2]).tolist()
@@ -150,6 +154,24 @@ class TTTTabPFNClassifier(ClassifierMixin, BaseEstimator):
         self.cache = cache
         self.random_state = random_state
         self.verbose = verbose
+
+    def set_params(self, **params: Any) -> TTTTabPFNClassifier:
+        """Set parameters; those of the wrapped estimator are named ``estimator__<parameter>``.
+
+        Parameters
+        ----------
+        **params : dict
+            With ``estimator=None`` a nested one makes the default estimator first, and sets it there.
+
+        Returns
+        -------
+        TTTTabPFNClassifier
+            Itself.
+        """
+        nested = any(name.startswith("estimator__") for name in params)
+        if nested and params.get("estimator", self.estimator) is None:
+            params = {**params, "estimator": adapter.default_estimator()}
+        return super().set_params(**params)
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> TTTTabPFNClassifier:
         """Check and store the demonstrations; nothing is trained yet.
@@ -216,14 +238,19 @@ class TTTTabPFNClassifier(ClassifierMixin, BaseEstimator):
         (True, True)
         """
         fitted, _, _ = self._prepared(X, y, None)
-        return Lookup(fitted, resolve_cache(self.cache)).cost()
+        return Lookup(fitted, serving_cache(self.cache)).cost()
 
     def _prepared(self, X: Any, y: Any, sample_weight: Any) -> tuple[Fitted, NDArray[Any], NDArray[np.int64]]:
         """What a fit stores, the classes, and the rows that are present; all checks, nothing of it kept."""
         parameters.check_parameters(self.get_params(deep=False), adapter.NAMED_SELECTIONS)
+        check_cache(self.cache)
         wrapped = self._wrapped()
         declared = adapter.declared_limits(wrapped)
         rows = data.check_rows(X, estimator=self, min_rows=2)
+        columns = Columns.of(rows)
+        rows = columns.read(rows)
+        if columns.has_dates:
+            wrapped = adapter.with_dates(wrapped)
         labels, classes, codes = data.check_targets(y, len(rows), estimator=self)
         given = check_sample_weight(sample_weight, len(rows))
         present = np.arange(len(rows)) if given is None else np.flatnonzero(given)
@@ -253,6 +280,7 @@ class TTTTabPFNClassifier(ClassifierMixin, BaseEstimator):
             token=uuid.uuid4().hex,
             note="; ".join(filter(None, [size.note, adapter.code_note(len(classes), declared)])),
             weights=weights,
+            columns=columns,
         )
         return fitted, classes, present
 
@@ -288,7 +316,52 @@ class TTTTabPFNClassifier(ClassifierMixin, BaseEstimator):
         check_is_fitted(self, "classes_")
         rows = data.check_rows(X, estimator=self, min_rows=1)
         validate_data(self, X, skip_check_array=True, reset=False)
+        rows = self._fitted.columns.read(rows)
         return self._lookup().predict_proba(rows)
+
+    def transform(self, X: Any) -> NDArray[np.floating[Any]]:
+        """Embed rows with the networks that predict, given the context, for plots and other models.
+
+        A row that was given to `fit` may find itself in the context and so its own label in the embedding; for those
+        use `fit_transform`, as a pipeline does.
+
+        Parameters
+        ----------
+        X : array-like or frame of shape (n_rows, n_features)
+            Rows like those given to `fit`.
+
+        Returns
+        -------
+        ndarray of shape (n_rows, n_members * n_dimensions)
+            The ensemble members' embeddings side by side.
+        """
+        check_is_fitted(self, "classes_")
+        rows = data.check_rows(X, estimator=self, min_rows=1)
+        validate_data(self, X, skip_check_array=True, reset=False)
+        rows = self._fitted.columns.read(rows)
+        return self._lookup().embed(rows)
+
+    def fit_transform(self, X: Any, y: Any, **fit_params: Any) -> NDArray[np.floating[Any]]:
+        """Fit, and embed the same rows, each with a context that it is not part of.
+
+        Parameters
+        ----------
+        X, y : array-like of shape (n_rows, n_features), (n_rows,)
+            As for `fit`.
+        **fit_params : dict
+            Further parameters of `fit`.
+
+        Returns
+        -------
+        ndarray of shape (n_rows, n_members * n_dimensions)
+            What `transform` returns for other rows. It differs from ``fit(X, y).transform(X)``, where rows of the
+            context see their own labels.
+        """
+        return self.fit(X, y, **fit_params)._lookup().embed_demonstrations()
+
+    @property
+    def _n_features_out(self) -> int:
+        return self._lookup().embed(data.take_rows(self._fitted.rows, np.arange(1))).shape[1]
 
     def adapt(self) -> TTTTabPFNClassifier:
         """Do now what the first prediction would do.
@@ -314,7 +387,7 @@ class TTTTabPFNClassifier(ClassifierMixin, BaseEstimator):
         return self._lookup().report()
 
     def _lookup(self) -> Lookup:
-        return Lookup(self._fitted, resolve_cache(self.cache), self.verbose)
+        return Lookup(self._fitted, serving_cache(self.cache), self.verbose)
 
     def _wrapped(self) -> TabPFNClassifier:
         if self.estimator is None:
@@ -360,10 +433,7 @@ class TTTTabPFNClassifier(ClassifierMixin, BaseEstimator):
         found = None if packed is None else decode_with_key(packed)
         # Damaged bytes are a miss: the first prediction adapts anew.
         if found is not None:
-            key, entry = found
-            cache = resolve_cache(self.cache)
-            if key not in cache:
-                cache.put(key, entry)
+            serving_cache(self.cache).adopt(*found)
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

@@ -56,6 +56,7 @@ class AdaptationDisplay:
     Examples
     --------
     >>> import matplotlib
+    >>> from tttabpfn import AdaptationDisplay
     >>> matplotlib.use("Agg")
     >>> display = AdaptationDisplay(
     ...     steps=[0, 2, 4], losses=[0.7, 0.6, 0.5], frozen_loss=0.7, chosen_step=4, accepted=True

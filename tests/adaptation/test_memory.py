@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import pickle
 import subprocess
 import sys
@@ -18,8 +17,6 @@ from tests.helpers import base_weights, fast_weights, key_of, plain_on_context, 
 from tests.tiny_models import GENERATIONS
 from tttabpfn import FastWeightCache
 from tttabpfn import tabpfn_adapter as adapter
-from tttabpfn.adaptation.deadline import Deadline
-from tttabpfn.adaptation.memory import MemoryWriter
 from tttabpfn.adaptation.outcome import gradient_share, has_memory, memory_of
 from tttabpfn.prediction.predictor import build_predictor
 
@@ -303,7 +300,8 @@ def test_both_is_the_mixture_of_memory_and_adapted_network(classifier, clusters)
 
     def predicted(kept):
         given = fitted.rows, fitted.labels, fitted.codes, fitted.context
-        return build_predictor(fitted.estimator, fitted.settings, kept, *given).predict_proba(X_new)
+        base = adapter.load_base(fitted.estimator)
+        return build_predictor(fitted.estimator, base, fitted.settings, kept, *given).predict_proba(X_new)
 
     memory = predicted({name: value for name, value in tensors.items() if name.startswith("memory:")})
     network = predicted({name: value for name, value in tensors.items() if name[0].isdigit()})

@@ -33,7 +33,7 @@ def _judging(monkeypatch, accepted):
 
     seen = []
 
-    def judge(frozen, adapted, *, evidence):
+    def judge(frozen, adapted, *, evidence, weights=None):
         seen.append((frozen, adapted))
         return Verdict(accepted, "as the test says", 0.1, 0.01)
 
@@ -58,7 +58,7 @@ def test_more_evidence_is_asked_where_held_back_rows_are_context_at_predict(make
 
     asked = []
 
-    def judge(frozen, adapted, *, evidence):
+    def judge(frozen, adapted, *, evidence, weights=None):
         asked.append(evidence)
         return Verdict(False, "as the test says", 0.1, 0.01)
 

@@ -314,7 +314,7 @@ def test_resolve_cache_names_the_parameter(cache):
 
 def test_a_directory_must_not_be_a_file(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(ValueError, match="cache must be a folder, got a file"):
+    with pytest.raises(ValueError, match=r"cache must be a folder, got '.*file': .*file is a file"):
         resolve_cache(tmp_path / "file")
     with pytest.raises(ValueError, match="directory must be a path to a folder, got an empty one"):
         FastWeightCache("")

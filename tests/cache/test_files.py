@@ -157,7 +157,7 @@ def refuse_by_file_in_the_way(monkeypatch, folder):
 # Seen to fail: without `except OSError` in `_store`, the error comes through; without `_warned`, it warns twice.
 @pytest.mark.parametrize("refuse", [refuse_by_full_disk, refuse_by_file_in_the_way])
 def test_a_folder_that_takes_nothing_warns_once_and_memory_goes_on(folder, monkeypatch, refuse):
-    cache = FastWeightCache(folder)
+    cache, other = FastWeightCache(folder), FastWeightCache(folder)
     refuse(monkeypatch, folder)
     with pytest.warns(RuntimeWarning, match="cannot be written to .*cache and are kept in memory only") as caught:
         cache.get_or_compute("0a", lambda: entry_of(1))
@@ -167,7 +167,7 @@ def test_a_folder_that_takes_nothing_warns_once_and_memory_goes_on(folder, monke
     assert cache.get("0b").header == {"value": 2}
     assert not folder.exists() or os.listdir(folder) == []
     with pytest.raises(RuntimeWarning):
-        FastWeightCache(folder).get_or_compute("0a", lambda: entry_of(1))
+        other.get_or_compute("0a", lambda: entry_of(1))
 
 
 # Seen to fail: writing straight to the final name instead of a scratch file, the second write leaves half a file.

@@ -10,6 +10,7 @@ import torch
 from tests.fast_weights.tolerances import MUON_BAND, NORM_RTOL, RTOL_EXACT, assert_close, relative_max
 from tttabpfn.fast_weights.reference.newton_schulz import newton_schulz
 from tttabpfn.fast_weights.reference.step import row_norms
+from tttabpfn.fast_weights.rules import Rule
 from tttabpfn.fast_weights.update_rules import RULES, SCALES, init_state, update
 
 F64 = RTOL_EXACT[torch.float64]
@@ -218,3 +219,20 @@ def test_bad_arguments_are_refused(change, message):
 def test_init_state_refuses_other_shapes():
     with pytest.raises(ValueError, match=r"weights\['w'\] must have shape"):
         init_state("sgd", {"w": torch.ones(3)})
+
+
+# Seen to fail: with the names of rules written into `init_state`, `update`, the settings and the parser.
+def test_a_row_of_the_table_is_all_that_a_rule_needs(monkeypatch, classifier, table):
+    monkeypatch.setitem(RULES, "calm", Rule("momentum for matrices alone", "running", "gradient", 0.02, 0.2))
+    weights = {"w": torch.ones(1, 2, 2), "b": torch.ones(1, 2)}
+    gradients = {"w": torch.full((1, 2, 2), 0.5), "b": torch.full((1, 2), 0.5)}
+    state = init_state("calm", weights)
+    for _ in range(2):
+        weights, state = update("calm", weights, gradients, state, 0.1)
+    assert weights["b"].flatten().tolist() == pytest.approx([0.9] * 2)
+    assert weights["w"].flatten().tolist() == pytest.approx([1 - 0.05 - 0.095] * 4)
+    X, y, X_new, _ = table
+    for adaptation in ("gradient", "memory"):
+        fitted = classifier(update_rule="calm", step_size="auto", adaptation=adaptation).fit(X, y)
+        assert fitted.predict_proba(X_new).shape == (30, 3)
+        assert fitted.adaptation_report().update_rule == "calm"

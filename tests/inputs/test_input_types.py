@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import polars as pl
 import pytest
+from sklearn.datasets import load_iris
 
 from tttabpfn import FastWeightCache, TTTTabPFNClassifier
 
@@ -210,3 +211,59 @@ def test_few_rows(classifier):
     guarded = classifier(context_size=None, n_steps=1, guard=True).fit(X, [0, 0, 1, 1])
     assert guarded.adaptation_report().accepted is False
     assert "too few demonstrations" in guarded.adaptation_report().reason
+
+
+# Seen to fail: without `as_plain`, which the mask is hidden from.
+def test_a_mask_hides_cells(classifier, table):
+    X, y, X_new, _ = table
+    hidden = np.random.default_rng(0).random(X.shape) < 0.2
+    wanted = classifier(n_steps=1).fit(np.where(hidden, np.nan, X), y).predict_proba(X_new)
+    masked = classifier(n_steps=1).fit(np.ma.array(X, mask=hidden), np.ma.array(y, mask=False))
+    np.testing.assert_array_equal(masked.predict_proba(np.ma.array(X_new)), wanted)
+
+
+def test_variable_length_strings_are_text(classifier):
+    _, number, colour, y = _rows()
+    labels = np.array([f"class {label}" for label in y])
+    X = pd.DataFrame({"number": number, "colour": colour})
+    wanted = classifier(n_steps=1).fit(X, labels)
+    fitted = classifier(n_steps=1).fit(X, labels.astype(np.dtypes.StringDType()))
+    assert fitted.classes_.tolist() == wanted.classes_.tolist()
+    np.testing.assert_array_equal(fitted.predict_proba(X), wanted.predict_proba(X))
+
+
+# Seen to fail: without `Columns.read`, with an error from inside scikit-learn; plain TabPFN takes the larger table.
+@pytest.mark.parametrize("missing", [None, pd.NA, np.nan], ids=str)
+@pytest.mark.parametrize("n", [60, 150])
+def test_truth_with_blanks(classifier, n, missing):
+    rng = np.random.default_rng(0)
+    answer = np.where(rng.random(n) < 0.3, missing, rng.random(n) < 0.5)
+    X = pd.DataFrame({"number": rng.normal(size=n), "answer": pd.Series(answer, dtype=object)})
+    y = (X["number"] > 0).to_numpy()
+    frozen = classifier(n_steps=0, context_size=None).fit(X, y)
+    fitted = classifier(n_steps=1).fit(X, y)
+    assert np.isfinite(fitted.predict_proba(X)).all()
+    if n == 150:
+        plain = plain_on_context(frozen, X, y).predict_proba(X)
+        np.testing.assert_array_equal(frozen.predict_proba(X), plain)
+
+
+# Seen to fail: without `with_dates`, with advice to set an option of the wrapped estimator.
+def test_dates_need_no_option(classifier):
+    _, number, _, y = _rows()
+    frame = pd.DataFrame({"number": number, "day": COLUMNS["date"]})
+    wanted = classifier(n_steps=1, inner=DATES).fit(frame, y).predict_proba(frame)
+    fitted = classifier(n_steps=1).fit(frame, y)
+    np.testing.assert_array_equal(fitted.predict_proba(frame), wanted)
+    assert fitted.estimator.inference_config is None
+
+
+# Seen to fail: without `_warn_if_astray`.
+def test_a_step_size_that_destroys_what_was_known_is_told():
+    X, y = load_iris(return_X_y=True)
+    fitted = TTTTabPFNClassifier(
+        n_steps=6, step_size=10.0, guard=False, adaptation="gradient", context_size=40, cache=FastWeightCache(),
+        random_state=0,
+    ).fit(X, y)  # fmt: skip
+    with pytest.warns(UserWarning, match="^step_size=10 is too large here: the loss of the queries rose from 0"):
+        fitted.predict_proba(X[:3])

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
+from typing import Any
 
 import numpy as np
 
@@ -11,10 +12,17 @@ from tttabpfn.adaptation.deadline import Deadline
 from tttabpfn.adaptation.gradient import BesideMemory, GradientAdaptation, GradientOutcome
 from tttabpfn.adaptation.guard import mean_loss, row_losses
 from tttabpfn.adaptation.memory import MemoryWriter
-from tttabpfn.adaptation.outcome import Adaptation, Progress, WrittenMemory, memory_tensors, share_tensors
+from tttabpfn.adaptation.outcome import (
+    Adaptation,
+    Progress,
+    WrittenMemory,
+    memory_tensors,
+    share_tensors,
+    shares_in_words,
+)
 from tttabpfn.adaptation.session import Session
 from tttabpfn.adaptation.settings import Settings
-from tttabpfn.report import AdaptationReport
+from tttabpfn.report import AdaptationReport, PartReport
 
 
 def adapt(session: Session, settings: Settings, progress: Progress | None = None) -> Adaptation:
@@ -27,7 +35,7 @@ def adapt(session: Session, settings: Settings, progress: Progress | None = None
     settings : Settings
         What to do; `settings.is_frozen` must be False.
     progress : callable, optional
-        Called as ``progress(what, done, total)``.
+        Called as ``progress(what, done, total)``; with a total of 0 where nothing more will be told of it.
 
     Returns
     -------
@@ -36,8 +44,7 @@ def adapt(session: Session, settings: Settings, progress: Progress | None = None
     """
     started = time.perf_counter()
     deadline = Deadline(settings.time_limit)
-    with session.lock:
-        session.n_adaptations += 1
+    with session.adapting():
         adaptation = _adapt(session, settings, progress, deadline)
     return replace(adaptation, report=replace(adaptation.report, seconds=time.perf_counter() - started))
 
@@ -46,7 +53,9 @@ def _adapt(session: Session, settings: Settings, progress: Progress | None, dead
     if settings.adaptation == "gradient":
         gradient = GradientAdaptation(session, settings, progress, deadline)
         return gradient.train_on_held_back(gradient.run())
-    written = _frozen_memory(session, settings, deadline)
+    if progress is not None:
+        progress("memory", 0, 0)
+    written = _frozen_memory(session, settings, deadline, progress)
     if settings.adaptation == "memory":
         return _memory_alone(session, settings, written)
     held_back, beside = session.split.held_back, None
@@ -80,6 +89,11 @@ def _both(
 ) -> Adaptation:
     """Put memory and adapted network together, each of them accepted or refused by itself."""
     report, memory = gradient.report, written.memory
+    fields = written.as_report_fields()
+    parts = (
+        _part("memory", memory is not None, written.verdict.reason, fields),
+        _part("gradient steps", report.accepted, report.reason, asdict(report)),
+    )
     verdicts = [
         f"{what} {'accepted' if accepted else 'refused'}: {reason}"
         for what, accepted, reason in (
@@ -89,13 +103,11 @@ def _both(
     ]
     notes = (*written.notes, *report.notes)
     if memory is None:
-        return Adaptation(gradient.tensors, replace(report, reason="; then ".join(verdicts), notes=notes))
-    tensors, shares = memory_tensors(memory), memory.describe()
+        return Adaptation(gradient.tensors, replace(report, reason="; then ".join(verdicts), notes=notes, parts=parts))
+    tensors = memory_tensors(memory)
     fields = written.as_report_fields()
     if gradient.tensors:
         tensors |= gradient.tensors | share_tensors(outcome.share)
-        shares = {name: share * (1.0 - outcome.share) for name, share in shares.items()}
-        shares = {"TabPFN, adapted by gradient steps": outcome.share} | shares
         if report.n_held_back:
             # The held-back rows alone have been scored by all that predicts.
             held_back = np.isin(written.rows, session.split.held_back)
@@ -110,16 +122,27 @@ def _both(
         "accepted": True,
         "n_steps": settings.n_steps + report.n_steps,
         "reason": "; then ".join(verdicts),
-        "shares": dict(sorted(shares.items(), key=lambda item: -item[1])),
+        "shares": shares_in_words(memory, outcome.share if gradient.tensors else None),
         "fast_weight_bytes": sum(value.nbytes for value in tensors.values()),
         "notes": notes,
+        "parts": parts,
     }
     return Adaptation(tensors, replace(report, **fields))
 
 
-def _frozen_memory(session: Session, settings: Settings, deadline: Deadline) -> WrittenMemory:
+def _part(name: str, accepted: bool, reason: str, fields: dict[str, Any]) -> PartReport:
+    """What one part brought, given the fields of its own report."""
+    before, after = fields["loss_frozen"], fields["loss_adapted"]
+    known = before is not None and after is not None
+    judged = (before, after, fields["gain_standard_error"]) if known else (None, None, None)
+    return PartReport(name, accepted, reason, fields["n_held_back"] if known else 0, *judged)
+
+
+def _frozen_memory(
+    session: Session, settings: Settings, deadline: Deadline, progress: Progress | None
+) -> WrittenMemory:
     """A memory on the frozen model: one for every step size, where that is the gradient steps' alone."""
     key = settings if settings.adaptation == "memory" else replace(settings, step_size=None)
     if key not in session.frozen_memories:
-        session.frozen_memories[key] = MemoryWriter(session, settings, deadline).run()
+        session.frozen_memories[key] = MemoryWriter(session, settings, deadline, progress).run()
     return session.frozen_memories[key]

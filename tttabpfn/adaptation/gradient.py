@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -295,6 +297,7 @@ class GradientAdaptation:
         # Not the shared first gradient: that one's episode leaves the held-back rows out.
         path = GradientPath(path.fast, path.demonstrations, everything, settings, known_rows=path.known_rows)
         end = path.walk(path.start(), settings.n_steps, settings.step_size, observer=self._tell("adapting"))
+        _warn_if_astray(end, settings.step_size, self.session.demonstrations.n_classes)
         report = self._report(
             accepted=True,
             reason=why,
@@ -332,3 +335,18 @@ class GradientAdaptation:
         if progress is None:
             return None
         return lambda point: progress(what, point.step, total)
+
+
+def _warn_if_astray(end: PathPoint, step_size: float, n_classes: int) -> None:
+    """Warn where nothing was compared, nobody refuses, and training has lost what the frozen model knew."""
+    if len(end.losses) < 2:
+        return
+    first, last = end.losses[0], end.losses[-1]
+    no_better_than_guessing = last > 0.95 * math.log(n_classes) and last > first + 0.1
+    if not np.isfinite(last) or no_better_than_guessing:
+        warnings.warn(
+            f"step_size={step_size:g} is too large here: the loss of the queries rose from {first:.3g} to "
+            f"{last:.3g}, and with guard=False this predicts. Set a smaller one, or guard=True.",
+            UserWarning,
+            stacklevel=2,
+        )

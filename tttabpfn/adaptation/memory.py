@@ -14,7 +14,7 @@ from tttabpfn import tabpfn_adapter as adapter
 from tttabpfn.adaptation.deadline import Deadline
 from tttabpfn.adaptation.episodes import RowIndices, query_folds, seeded, stratified_parts, stratified_rows
 from tttabpfn.adaptation.guard import Verdict, row_losses, weigh
-from tttabpfn.adaptation.outcome import WrittenMemory
+from tttabpfn.adaptation.outcome import Progress, WrittenMemory
 from tttabpfn.adaptation.session import Session
 from tttabpfn.adaptation.settings import Settings
 from tttabpfn.fast_weights.chunked import in_slices
@@ -26,6 +26,8 @@ from tttabpfn.memory.rows import KeyScale
 from tttabpfn.memory.settings import MemorySettings
 
 FOLD_BRANCH, PART_BRANCH, START_BRANCH, SCORED_BRANCH = 10, 11, 12, 14
+_EMBEDDING = 0.5
+"""Share of the work that embedding is, about."""
 MIN_ROWS = 8
 """Fewer rows than these cannot tell a better mixture from a worse one."""
 
@@ -59,9 +61,14 @@ class MemoryWriter:
     settings : Settings
     deadline : Deadline
         Once it has passed, no further family of parts is written.
+    progress : callable, optional
+        Called as ``progress("memory", done, total)``.
     """
 
-    def __init__(self, session: Session, settings: Settings, deadline: Deadline) -> None:
+    def __init__(
+        self, session: Session, settings: Settings, deadline: Deadline, progress: Progress | None = None
+    ) -> None:
+        self.progress = progress
         self.session = session
         self.recipe = settings.recipe.memory.for_rows(session.n_demonstrations)
         self.guard = settings.guard
@@ -78,6 +85,7 @@ class MemoryWriter:
             recipe=self.recipe,
         )
         self.notes: list[str] = []
+        self.n_embedded = 0
 
     def run(self) -> WrittenMemory:
         """Write every part, each row held back from one writing; mix them; judge the mixture.
@@ -150,7 +158,7 @@ class MemoryWriter:
         return WrittenMemory(memory, verdict, rows, mixed, tuple(self.notes), before, losses, weights)
 
     def _held_back(self, embedded: _Embedded) -> NDArray[np.int64]:
-        """The fold whose writings do without a row: its own, or, of many rows, one fold for some and -1 for the rest."""
+        """The fold whose writing does without each row: its own; of many rows, one fold for some, -1 for the others."""
         rows, recipe = embedded.rows, self.recipe
         if len(rows) <= recipe.crossed_rows:
             return embedded.folds
@@ -179,12 +187,17 @@ class MemoryWriter:
         others = self.session.unread_rows() if reads_all else None
         written: list[Written] = []
         for number, family in enumerate(self.recipe.families):
+            self._tell(_EMBEDDING + number / len(self.recipe.families) * (1.0 - _EMBEDDING))
             if self.deadline.has_passed():
                 left = len(self.recipe.families) - number
                 self.notes.append(f"time limit reached: {left} of {len(self.recipe.families)} families not written")
                 break
             written += write_family(family, inputs, scale, codes, folds, log_shares, self.settings, weights, others)
         return written
+
+    def _tell(self, share: float) -> None:
+        if self.progress is not None:
+            self.progress("memory", round(100 * share), 100)
 
     def _averaged(self, scaled: Tensor) -> NDArray[np.float32]:
         """Probabilities from logits divided by the temperature, ensembled as at predict."""
@@ -235,7 +248,13 @@ class MemoryWriter:
             return _Embedded(chunk, output.embeddings, output.logits / demonstrations.temperature, folds[start:end])
 
         parts: list[_Embedded] = []
-        self.notes.extend(in_slices(embed, 0, len(rows), self.recipe.rows_per_pass, parts.append).notes)
+
+        def keep(part: _Embedded) -> None:
+            parts.append(part)
+            self.n_embedded += len(part.rows)
+            self._tell(_EMBEDDING * min(1.0, self.n_embedded / len(self.session.labels)))
+
+        self.notes.extend(in_slices(embed, 0, len(rows), self.recipe.rows_per_pass, keep).notes)
         return _Embedded.joined(parts)
 
 

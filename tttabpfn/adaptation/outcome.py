@@ -157,12 +157,18 @@ def memory_of(tensors: Mapping[str, Tensor]) -> Memory | None:
     Memory or None
         None if there is none.
     """
+    own = memory_tensors_of(tensors)
+    return Memory.of_tensors(own) if own else None
+
+
+def memory_tensors_of(tensors: Mapping[str, Tensor], *, prefixed: bool = False) -> dict[str, Tensor]:
+    """A memory's tensors among an adaptation's, under the memory's own names or (`prefixed`) the adaptation's."""
     own = {}
     for name, value in tensors.items():
         owner, _, leaf = name.partition(":")
         if owner == _MEMORY:
-            own[leaf] = value
-    return Memory.of_tensors(own) if own else None
+            own[name if prefixed else leaf] = value
+    return own
 
 
 def share_tensors(share: float) -> dict[str, Tensor]:
@@ -173,3 +179,12 @@ def share_tensors(share: float) -> dict[str, Tensor]:
 def gradient_share(tensors: Mapping[str, Tensor]) -> float:
     """Share of the adapted network's probabilities beside a memory's; 1 where it predicts alone."""
     return float(tensors[_SHARE]) if _SHARE in tensors else 1.0
+
+
+def shares_in_words(memory: Memory, share: float | None) -> dict[str, float]:
+    """What predicts and with which share, the largest first; `share` is the adapted network's, None without one."""
+    shares = memory.describe()
+    if share is not None:
+        shares = {name: own * (1.0 - share) for name, own in shares.items()}
+        shares = {"TabPFN, adapted by gradient steps": share} | shares
+    return dict(sorted(shares.items(), key=lambda item: -item[1]))

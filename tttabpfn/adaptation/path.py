@@ -16,6 +16,7 @@ from tttabpfn.adaptation.settings import Settings
 from tttabpfn.fast_weights import update_rules
 from tttabpfn.fast_weights.chunked import Chunk, accumulate, run_chunks
 from tttabpfn.fast_weights.reference.step import row_norms
+from tttabpfn.fast_weights.rules import RULES
 
 EPISODE_BRANCH = 1
 _BYTES_PER_ROW_AND_COLUMN = 24_000
@@ -176,7 +177,7 @@ class GradientPath:
             chunk: Chunk, weights: Stacks, gradients: Stacks, state: update_rules.State
         ) -> tuple[Stacks, update_rules.State]:
             step, orthogonal = chunk.start, None
-            if is_shared(step) and self._first.keeps_factors and settings.update_rule == "muon":
+            if is_shared(step) and self._first.keeps_factors and RULES[settings.update_rule].is_orthogonal:
                 if self._first.orthogonal is None:
                     made = update_rules.orthogonal_factors(gradients, state, backend=settings.backend)
                     self._first.orthogonal = made
@@ -188,7 +189,7 @@ class GradientPath:
                 state,
                 step_size * factor(step),
                 scale=recipe.scale,
-                restore_norms=recipe.restore_norms and settings.update_rule == "muon",
+                restore_norms=recipe.restore_norms and RULES[settings.update_rule].is_orthogonal,
                 initial_norms=norms,
                 backend=settings.backend,
                 orthogonal=orthogonal,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -18,6 +20,7 @@ from tttabpfn.adaptation.guard import HeldBackScores
 from tttabpfn.adaptation.outcome import WrittenMemory
 from tttabpfn.adaptation.path import FirstGradient, GradientPath
 from tttabpfn.adaptation.settings import Recipe, Settings
+from tttabpfn.cache.forks import renew_in_children
 from tttabpfn.cache.predictions import SharedPredictions
 from tttabpfn.inputs.data import take_rows
 from tttabpfn.memory.columns import ColumnEncoder
@@ -54,6 +57,8 @@ class Session:
         Which rows play which part; None: drawn.
     weights : ndarray of shape (N,), optional
         Of the demonstrations, above 0: in losses and scores one of weight 2 counts as two rows.
+    base : Base, optional
+        The one that the keys of what is adapted were made for; None: the estimator's as of now.
     """
 
     def __init__(
@@ -68,47 +73,73 @@ class Session:
         recipe: Recipe,
         split: Split | None = None,
         weights: NDArray[np.float64] | None = None,
+        base: adapter.Base | None = None,
     ) -> None:
         self.n_demonstrations = len(labels)
-        self.base = adapter.load_base_for(estimator, int(labels.max()) + 1)
+        self.base = adapter.load_base_for(estimator, int(labels.max()) + 1) if base is None else base
         self._everything = (X, labels, weights)
-        self._read = rows_to_read(labels, context, recipe.memory.max_rows, seed)
-        if len(self._read) < len(labels):
-            X, y, labels = take_rows(X, self._read), take_rows(y, self._read), labels[self._read]
-            context = np.searchsorted(self._read, context)
-            weights = None if weights is None else weights[self._read]
+        self.read_rows = rows_to_read(labels, context, recipe.memory.max_rows, seed)
+        if len(self.read_rows) < len(labels):
+            X, y, labels = take_rows(X, self.read_rows), take_rows(y, self.read_rows), labels[self.read_rows]
+            context = np.searchsorted(self.read_rows, context)
+            weights = None if weights is None else weights[self.read_rows]
         self.labels = labels
         self.weights = weights
         self.split = _draw_split(labels, context, seed, recipe) if split is None else split
         rows = take_rows(X, context), take_rows(y, context)
         self.all_members = adapter.fit_tabpfn(estimator, self.base, *rows, fit_mode="fit_preprocessors")
-        members = adapter.members_to_adapt(self.all_members, recipe.max_members)
+        members = adapter.members_to_adapt(self.all_members, recipe.members(self.n_demonstrations, len(context)))
         self.all_demonstrations = adapter.prepare_demonstrations(self.all_members, self.base, X, labels, weights)
         self.demonstrations = self.all_demonstrations.of_members(members)
         self.table = adapter.encode_rows(self.all_members, X)
         encoder = ColumnEncoder(adapter.category_positions(self.all_members), seed=0)
         self.columns = encoder.fit(self.table, labels, weights)
+        self._members = members
+        self._lock = threading.RLock()
+        self._is_adapting = False
+        self.n_adaptations = 0
+        self.predictions = SharedPredictions()
+        self._start()
+        renew_in_children(self)
+
+    def _start(self) -> None:
+        """Make what adaptations write to; all else is only read once it stands."""
         self.row_embeddings = adapter.keep_row_embeddings(self.base.models, self.demonstrations)
         self._expect_folds()
         # Copies: a network that starts from kept row embeddings has its row stage replaced meanwhile.
         self.frozen = predicting_models(self.base, {})
         self.scores = HeldBackScores(
             self.split,
-            labels,
+            self.labels,
             self.frozen,
             self.all_members,
-            adapter.with_members(self.all_members, members),
+            adapter.with_members(self.all_members, self._members),
             self.all_demonstrations,
-            members,
+            self._members,
             self.row_embeddings,
-            weights,
+            self.weights,
         )
-        self.lock = threading.RLock()
-        self.n_adaptations = 0
-        self.predictions = SharedPredictions()
         self.frozen_memories: dict[Settings, WrittenMemory] = {}
         self._fast_models: dict[str | tuple[str, ...], FastModel] = {}
         self._first_gradients: dict[Settings, FirstGradient] = {}
+
+    @contextmanager
+    def adapting(self) -> Iterator[None]:
+        """Hold the session for one adaptation; others wait meanwhile."""
+        with self._lock:
+            if self._is_adapting:
+                # Forked while another thread adapted: what that thread was writing is half written here.
+                self._start()
+            self._is_adapting = True
+            self.n_adaptations += 1
+            try:
+                yield
+            finally:
+                self._is_adapting = False
+
+    def renew_after_fork(self) -> None:
+        """Start with a lock that no thread holds."""
+        self._lock = threading.RLock()
 
     def _expect_folds(self) -> None:
         """Episodes with a fold's rows as queries never ask for held-back rows, which need not be embedded for them."""
@@ -122,14 +153,14 @@ class Session:
     @property
     def n_unread(self) -> int:
         """Demonstrations that are too many for the network to read."""
-        return self.n_demonstrations - len(self._read)
+        return self.n_demonstrations - len(self.read_rows)
 
     def unread_rows(self) -> ColumnRows | None:
         """These demonstrations as trees see them, encoded part by part; None if there are none."""
         if not self.n_unread:
             return None
         X, labels, weights = self._everything
-        unread = np.setdiff1d(np.arange(len(labels)), self._read)
+        unread = np.setdiff1d(np.arange(len(labels)), self.read_rows)
         cells = [
             self.columns.cells(adapter.encode_rows(self.all_members, take_rows(X, unread[start : start + _ROWS])))
             for start in range(0, len(unread), _ROWS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from tttabpfn.fast_weights.rules import RULES
 from tttabpfn.memory.settings import MemoryRecipe
 
 
@@ -16,6 +17,8 @@ class Recipe:
     max_members : int
         Ensemble members that adapt, and predict afterwards, where the wrapped estimator leaves their number to TabPFN
         (``n_estimators="auto"``, eight): every member gets a share of the steps, so that fewer of them adapt further.
+    many_rows_members : int
+        The same where there are more demonstrations than the network reads: boosted trees then say most.
     members_per_step : int
         Ensemble members in one update; they rotate from step to step.
     members_per_score : int
@@ -60,6 +63,7 @@ class Recipe:
     """
 
     max_members: int = 4
+    many_rows_members: int = 2
     members_per_step: int = 1
     members_per_score: int = 2
     warm_up_share: float = 0.1
@@ -81,12 +85,17 @@ class Recipe:
     restore_norms: bool = False
     memory: MemoryRecipe = field(default_factory=MemoryRecipe)
 
+    def members(self, n_demonstrations: int, n_context: int) -> int:
+        """Ensemble members that adapt at most, given the demonstrations and those among them that are context."""
+        is_read = n_demonstrations - n_context <= self.memory.max_rows
+        return self.max_members if is_read else min(self.max_members, self.many_rows_members)
+
     def evidence_factor(self, in_context: bool) -> float:
         """What evidence is multiplied by, given whether held-back rows are context at predict."""
         return self.in_context_evidence if in_context else 1.0
 
 
-DEFAULT_STEP_SIZES = {"sgd": 0.1, "momentum": 0.03, "muon": 8e-3, "adamw": 1e-3}
+DEFAULT_STEP_SIZES = {name: rule.step_size for name, rule in RULES.items()}
 
 
 @dataclass(frozen=True)
@@ -141,7 +150,7 @@ class Settings:
         """Step sizes in the race; one if the user gave it."""
         if self.step_size is not None:
             return (self.step_size,)
-        default = DEFAULT_STEP_SIZES[self.update_rule]
+        default = RULES[self.update_rule].step_size
         return tuple(default * factor for factor in self.recipe.step_size_factors)
 
 

@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from tttabpfn.cache.attachments import Attachments
@@ -77,16 +76,20 @@ class FastWeightCache:
     Raises
     ------
     TypeError, ValueError
-        If a parameter is not of the stated kind, or `directory` is a file.
+        If a parameter is not of the stated kind, or `directory` cannot be a folder of this process.
 
     Notes
     -----
     A file that is damaged, cut off, foreign or of another format version counts as missing. If the directory cannot be
-    written to, one `RuntimeWarning` says so and the cache goes on in memory. Nothing is ever unpickled.
+    written to, one `RuntimeWarning` says so and the cache goes on in memory. Nothing is ever unpickled. A folder that
+    is made here is its owner's alone; make it beforehand to share it, with those whom you would trust with a
+    checkpoint: checksums find damage, not intent.
 
     Examples
     --------
     >>> import torch
+    >>> from tttabpfn import FastWeightCache
+    >>> from tttabpfn.cache.shared import CacheEntry
     >>> cache = FastWeightCache()
     >>> entry, hit = cache.get_or_compute("0a", lambda: CacheEntry({"weight": torch.ones(3)}, {"n_steps": 1}))
     >>> hit, cache.get_or_compute("0a", lambda: 1 / 0)[1], cache.info().bytes
@@ -109,6 +112,7 @@ class FastWeightCache:
         self.directory = None if directory is None else folder_path("directory", directory)
         self._folder = None if self.directory is None else EntryFolder(self.directory, self.max_disk_bytes)
         self._entries: Lru[str, CacheEntry] = Lru(self.max_bytes)
+        self._accepted: set[str] = set()
         self._hits = 0
         self._misses = 0
         self._warned = False
@@ -175,7 +179,41 @@ class FastWeightCache:
         """
         self._store(check_key(key), entry)
 
-    def get_or_compute(self, key: str, compute: Callable[[], CacheEntry]) -> tuple[CacheEntry, bool]:
+    def adopt(self, key: str, entry: CacheEntry) -> None:
+        """Hold an entry that came from elsewhere in memory, unless there is one; nothing is written to disk.
+
+        Parameters
+        ----------
+        key : str
+            Lower-case hex digits.
+        entry : CacheEntry
+            What to hold; the cache's own from now on.
+        """
+        if self._recall(check_key(key)) is None:
+            with self._flights.mutex:
+                self._hold(key, entry)
+
+    def forget(self, key: str) -> None:
+        """Drop the entry of a key and its attachments, from memory and from disk.
+
+        Parameters
+        ----------
+        key : str
+            Lower-case hex digits.
+        """
+        with self._flights.mutex:
+            self._entries.pop(check_key(key))
+            self._accepted.discard(key)
+            self.attachments.drop([key])
+        if self._folder is not None:
+            self._folder.remove(key)
+
+    def get_or_compute(
+        self,
+        key: str,
+        compute: Callable[[], CacheEntry],
+        accepts: Callable[[CacheEntry], bool] | None = None,
+    ) -> tuple[CacheEntry, bool]:
         """Return the entry of a key, computing it if there is none.
 
         Parameters
@@ -186,6 +224,9 @@ class FastWeightCache:
             Called without arguments, by one thread (and, with a directory, one process) at a time; returns the entry.
             Must not wait for a thread that asks for the same key. What it raises goes to the caller and leaves the
             cache as it was.
+        accepts : callable, optional
+            Says of an entry that was read, put or adopted whether it is one that `compute` could have returned; asked
+            once. One that it refuses counts as missing, and is replaced.
 
         Returns
         -------
@@ -194,16 +235,16 @@ class FastWeightCache:
         hit : bool
             Whether it was there already or another thread or process had just computed it.
         """
-        entry = self._recall(check_key(key), disk=False)
+        entry = self._recall(check_key(key), accepts, disk=False)
         if entry is None:
             with self._flights.join(key) as flight:
-                entry = flight.result or self._recall(key)
+                entry = flight.result or self._recall(key, accepts)
                 if entry is None:
                     with self._computing(key):
-                        entry = self._recall(key)
+                        entry = self._recall(key, accepts)
                         if entry is None:
                             self._count_use(hit=False)
-                            flight.result = self._store(key, compute())
+                            flight.result = self._store(key, compute(), is_accepted=True)
                             return flight.result, False
                 flight.result = entry
         self._count_use(hit=True)
@@ -219,6 +260,7 @@ class FastWeightCache:
         """
         with self._flights.mutex:
             self._entries.clear()
+            self._accepted.clear()
             self.attachments.clear()
             self._hits = self._misses = 0
         if disk and self._folder is not None:
@@ -261,32 +303,54 @@ class FastWeightCache:
     def __reduce__(self) -> tuple[Any, ...]:
         directory = None if self.directory is None else str(self.directory)
         caps = ("max_bytes", "max_disk_bytes", "max_attachments", "lock_timeout")
-        return partial(type(self), **{name: getattr(self, name) for name in caps}), (directory,)
+        return _revived, (type(self), directory, {name: getattr(self, name) for name in caps})
 
-    def _recall(self, key: str, disk: bool = True) -> CacheEntry | None:
+    def _recall(
+        self, key: str, accepts: Callable[[CacheEntry], bool] | None = None, disk: bool = True
+    ) -> CacheEntry | None:
         with self._flights.mutex:
             entry = self._entries.get(key)
-        if entry is not None or not disk or self._folder is None:
+            is_accepted = accepts is None or key in self._accepted
+        if entry is not None and (is_accepted or self._is_taken(key, entry, accepts)):
             return entry
+        if not disk or self._folder is None:
+            return None
         entry = self._folder.read(key)
-        if entry is None:
+        if entry is None or not (accepts is None or accepts(entry)):
             return None
         with self._flights.mutex:
             # Another thread may have read it meanwhile: everyone gets the same one.
             first = self._entries.get(key)
-            return first if first is not None else self._hold(key, entry)
+            return first if first is not None else self._hold(key, entry, is_accepted=accepts is not None)
 
-    def _hold(self, key: str, entry: CacheEntry) -> CacheEntry:
-        self.attachments.drop(self._entries.put(key, entry, entry.nbytes))
+    def _is_taken(self, key: str, entry: CacheEntry, accepts: Callable[[CacheEntry], bool] | None) -> bool:
+        """Ask whether an entry in memory, of unknown origin, is accepted, and remember it; else it goes."""
+        taken = accepts is None or accepts(entry)
+        with self._flights.mutex:
+            if self._entries.get(key) is entry:
+                if taken:
+                    self._accepted.add(key)
+                else:
+                    self._entries.pop(key)
+                    self.attachments.drop([key])
+        return taken
+
+    def _hold(self, key: str, entry: CacheEntry, is_accepted: bool = False) -> CacheEntry:
+        self._accepted.discard(key)
+        if is_accepted:
+            self._accepted.add(key)
+        dropped = self._entries.put(key, entry, entry.nbytes)
+        self._accepted.difference_update(dropped)
+        self.attachments.drop(dropped)
         return entry
 
-    def _store(self, key: str, entry: CacheEntry) -> CacheEntry:
+    def _store(self, key: str, entry: CacheEntry, is_accepted: bool = False) -> CacheEntry:
         if not isinstance(entry, CacheEntry):
             raise TypeError(f"entry must be a CacheEntry, got {type(entry).__name__}")
         entry = entry.detached()
         with self._flights.mutex:
             self.attachments.drop([key])
-            self._hold(key, entry)
+            self._hold(key, entry, is_accepted)
         if self._folder is not None:
             try:
                 self._folder.write(key, entry)
@@ -313,3 +377,13 @@ class FastWeightCache:
         else:
             with self._folder.lock(key, self.lock_timeout):
                 yield
+
+
+def _revived(kind: type[FastWeightCache], directory: str | None, caps: dict[str, Any]) -> FastWeightCache:
+    """An unpickled cache; in memory only, with a warning, where its folder cannot be used here."""
+    try:
+        return kind(directory, **caps)
+    except ValueError as error:
+        message = f"a cache's folder cannot be used here and its fast weights are kept in memory only: {error}"
+        warnings.warn(message, RuntimeWarning, stacklevel=2)
+        return kind(None, **caps)

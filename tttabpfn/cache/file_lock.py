@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import stat
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 if sys.platform == "win32":
@@ -32,12 +35,25 @@ else:
         fcntl.flock(descriptor, fcntl.LOCK_UN)
 
 
+_FLAGS = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+
+
+@dataclass(eq=False)
+class _Lock:
+    """An open, locked file; its descriptor is None in a child that was forked meanwhile, which does not hold it."""
+
+    path: Path
+    descriptor: int | None
+
+
 @contextmanager
 def file_lock(path: Path, timeout: float, poll: float = 0.02) -> Iterator[bool]:
     """Hold an exclusive lock on a file, for work that is better done by one process but may be done by several.
 
-    A file that a killed process left is not in the way: the lock is on the open file, not in its existence. The wait is
-    bounded, and a file system without locks means no lock, so a caller must be right without it, only slower.
+    A file that a killed process left is not in the way: the lock is on the open file, not in its existence. A child
+    that is forked meanwhile has no part in it, so that it ends with its owner. The wait is bounded, and a file system
+    without locks means no lock, so a caller must be right without it, only slower. A link in the place of the file is
+    not followed: no lock.
 
     Parameters
     ----------
@@ -62,10 +78,10 @@ def file_lock(path: Path, timeout: float, poll: float = 0.02) -> Iterator[bool]:
     True False
     """
     deadline = time.monotonic() + timeout
-    descriptor: int | None = None
+    held: _Lock | None = None
     while True:
         try:
-            descriptor = _acquire(path)
+            held = _acquire(path)
         except BlockingIOError:
             remaining = deadline - time.monotonic()
             if remaining <= 0:
@@ -77,40 +93,77 @@ def file_lock(path: Path, timeout: float, poll: float = 0.02) -> Iterator[bool]:
             break
         break
     try:
-        yield descriptor is not None
+        yield held is not None
     finally:
-        if descriptor is not None:
-            _release(descriptor, path)
+        if held is not None:
+            _release(held)
 
 
-def _acquire(path: Path) -> int:
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        _lock(descriptor)
-        # The last owner may have deleted the file between the opening and the lock: then this one guards nothing.
-        if not _same_file(descriptor, path):
-            raise BlockingIOError(f"{path} was replaced")
-    except BaseException:
-        os.close(descriptor)
-        raise
-    return descriptor
+def _acquire(path: Path) -> _Lock:
+    with _guard:
+        descriptor = os.open(path, _FLAGS, 0o600)
+        try:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise OSError(f"{path} is no plain file")
+            _lock(descriptor)
+            # The last owner may have deleted the file between the opening and the lock: then this one guards nothing.
+            if not _same_file(descriptor, path):
+                raise BlockingIOError(f"{path} was replaced")
+        except BaseException:
+            os.close(descriptor)
+            raise
+        held = _Lock(path, descriptor)
+        _all_held.add(held)
+        return held
 
 
 def _same_file(descriptor: int, path: Path) -> bool:
     try:
-        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+        return os.path.samestat(os.fstat(descriptor), os.lstat(path))
     except FileNotFoundError:
         return False
 
 
-def _release(descriptor: int, path: Path) -> None:
-    # While the lock is held nobody else's lock can be deleted; Windows deletes closed files only.
-    if sys.platform != "win32":
+def _release(held: _Lock) -> None:
+    with _guard:
+        _all_held.discard(held)
+        descriptor, held.descriptor = held.descriptor, None
+        if descriptor is None:
+            return
+        # While the lock is held nobody else's lock can be deleted; Windows deletes closed files only.
+        if sys.platform != "win32":
+            with suppress(OSError):
+                held.path.unlink()
         with suppress(OSError):
-            path.unlink()
-    with suppress(OSError):
-        _unlock(descriptor)
-    os.close(descriptor)
-    if sys.platform == "win32":
-        with suppress(OSError):
-            path.unlink()
+            _unlock(descriptor)
+        os.close(descriptor)
+        if sys.platform == "win32":
+            with suppress(OSError):
+                held.path.unlink()
+
+
+_guard = threading.RLock()
+_all_held: set[_Lock] = set()
+
+
+def _before_fork() -> None:
+    _guard.acquire()
+
+
+def _after_fork_in_parent() -> None:
+    _guard.release()
+
+
+def _after_fork_in_child() -> None:
+    global _guard
+    _guard = threading.RLock()
+    for held in _all_held:
+        # The lock stands as long as any process has the file open: a child that lives on would keep it for ever.
+        if held.descriptor is not None:
+            os.close(held.descriptor)
+            held.descriptor = None
+    _all_held.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +10,7 @@ from numpy.typing import NDArray
 
 from tttabpfn.cache.fingerprint import fingerprint
 from tttabpfn.cache.lru import Lru
+from tttabpfn.cache.single_flight import Flights
 
 MAX_ROWS = 10_000
 """Rows of a prediction above which it is not kept."""
@@ -39,7 +39,8 @@ class SharedPredictions:
 
     def __init__(self, max_items: int = 4) -> None:
         self._kept: Lru[tuple[str, str], Probabilities] = Lru(max_items=max_items)
-        self._lock = threading.Lock()
+        # For its mutex, which a forked child finds free.
+        self._flights = Flights()
 
     @property
     def nbytes(self) -> int:
@@ -66,10 +67,10 @@ class SharedPredictions:
         if len(rows) > MAX_ROWS:
             return compute()
         label = key, fingerprint(rows)
-        with self._lock:
+        with self._flights.mutex:
             kept = self._kept.get(label)
         if kept is None:
             kept = compute()
-            with self._lock:
+            with self._flights.mutex:
                 self._kept.put(label, kept, kept.nbytes)
         return kept.copy()

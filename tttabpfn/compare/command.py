@@ -1,19 +1,20 @@
-"""The command line: ``python -m tttabpfn compare``."""
+"""The command line: ``python -m tttabpfn compare`` and ``predict``."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from tttabpfn.compare.tables import TrainTest
+from tttabpfn.compare import options as given
 
-DEFAULT_SHARE = 0.2
-"""Share of the rows to fit that TTT keeps as context unless told otherwise."""
+if TYPE_CHECKING:
+    from tttabpfn.compare.tables import Reading
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -39,8 +40,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.command is None:
         parser.print_help()
         return 0
+    run = {"compare": _compare, "predict": _predict}[options.command]
     try:
-        _compare(options)
+        with _each_warning_once(options.debug):
+            run(options)
     except (ValueError, TypeError, ImportError, OSError, MemoryError) as error:
         # What a user can get wrong; a trace would hide the one line that helps.
         if options.debug:
@@ -56,7 +59,7 @@ def build_parser() -> argparse.ArgumentParser:
     Returns
     -------
     ArgumentParser
-        With one sub-command, ``compare``.
+        With the sub-commands ``compare`` and ``predict``.
     """
     parser = argparse.ArgumentParser(prog="tttabpfn", description="Test-time training for TabPFN.")
     parser.add_argument("--version", action="version", version=_versions())
@@ -74,30 +77,27 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="DATA",
         help="a CSV or Parquet file, or breast_cancer (default), wine, iris or digits",
     )
-    add("--target", metavar="COL", help="the column to predict; needed for a file")
-    add(
-        "--context-size",
-        type=_context_size,
-        metavar="N",
-        help="rows TTT keeps as context: a number, a share such as 0.2, or 'all' "
-        "(default: a fifth of the rows to fit, two of each class at least)",
-    )
-    add("--test-share", type=_share, default=0.3, metavar="S", help="share of the rows to test (default: %(default)s)")
-    add("--max-rows", type=_positive, default=5000, metavar="N", help="sample larger tables (default: %(default)s)")
-    add("--seed", type=int, default=0, help="seed of the split and the models (default: %(default)s)")
-    add("--estimators", type=_positive, default=4, metavar="N", help="ensemble members (default: %(default)s)")
-    add("--model", metavar="FILE", help="a TabPFN checkpoint (default: the bundled one)")
-    add("--device", default="auto", help="cpu, cuda, ... (default: %(default)s)")
+    add("--target", metavar="COLUMN", help="the column to predict; needed for a file")
+    add("--test-share", type=given.share, default=0.3, metavar="S", help="share to test (default: %(default)s)")
+    add("--max-rows", type=given.whole(1), default=5000, metavar="N", help="sample larger tables (default: 5000)")
+    add("--skip-frozen", action="store_true", help="leave out frozen TabPFN on all rows, the slowest part")
     add("--plot", metavar="FILE.png", help="draw the adaptation and the scores")
-    add("--n-steps", type=int, metavar="N", help="updates at most")
-    add("--step-size", type=float, metavar="X", help="step size (default: chosen on held-back rows)")
-    add("--chunk-size", type=int, metavar="N", help="query rows per update")
-    add("--update-rule", metavar="RULE", help="sgd, momentum, muon or adamw")
-    add("--fast-weights", metavar="PART", help="what is adapted: in_context, all, mlp, attention or last_quarter")
-    add("--adaptation", metavar="KIND", help="gradient, memory or both")
-    add("--cache", metavar="DIR", help="keep adapted fast weights in this folder")
-    add("--quiet", action="store_true", help="no progress bars")
-    add("--debug", action="store_true", help="show the trace of an error")
+    predict = commands.add_parser(
+        "predict",
+        help="learn from one table and predict another",
+        description="Learn from the rows of TRAIN, whose COLUMN is known, and predict it for the rows of NEW. FILE "
+        "gets a row for each row of NEW, in order: the predicted label, and a probability for each class.",
+    )
+    add = predict.add_argument
+    add("train", metavar="TRAIN", help="a CSV or Parquet file with the column to predict")
+    add("new", metavar="NEW", help="a CSV or Parquet file with the other columns")
+    add("--target", metavar="COLUMN", required=True, help="the column to predict")
+    add("--out", metavar="FILE", required=True, help="a .csv, .csv.gz, .tsv or .parquet file to write")
+    add("--max-rows", type=given.whole(1), metavar="N", help="learn from a sample of a larger TRAIN (default: all)")
+    for command in (compare, predict):
+        given.add_reading(command)
+        given.add_model(command)
+        given.add_common(command)
     return parser
 
 
@@ -111,83 +111,97 @@ def _versions() -> str:
     return ", ".join(named)
 
 
-def _context_size(text: str) -> int | float | str:
-    if text == "all":
-        return text
-    try:
-        size = int(text) if text.isdigit() else float(text)
-    except ValueError:
-        size = -1
-    if (isinstance(size, int) and size > 0) or (isinstance(size, float) and 0 < size < 1):
-        return size
-    raise argparse.ArgumentTypeError(f"must be a number of rows, a share between 0 and 1, or 'all', got {text!r}")
+@contextmanager
+def _each_warning_once(debug: bool) -> Iterator[None]:
+    """Print each warning once and at the end, as a note; those that the command's own lines say better are left out."""
+    if debug:
+        yield
+        return
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield
+    said = {
+        " ".join(str(warning.message).split())
+        for warning in caught
+        if issubclass(warning.category, UserWarning) and not issubclass(warning.category, DeprecationWarning)
+    }
+    ours = ("These columns look like free text", "context_size=None keeps")
+    for message in sorted(said):
+        if not message.startswith(ours):
+            print(f"note: {message}", file=sys.stderr)
 
 
-def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number of 1 or more, got {text!r}")
-    return int(text)
+def _reading(options: argparse.Namespace) -> Reading:
+    from tttabpfn.compare.tables import Reading
 
-
-def _share(text: str) -> float:
-    try:
-        share = float(text)
-    except ValueError:
-        share = -1.0
-    if not 0 < share < 1:
-        raise argparse.ArgumentTypeError(f"must be a number between 0 and 1, got {text!r}")
-    return share
+    return Reading(options.separator, tuple(options.drop), tuple(options.date))
 
 
 def _compare(options: argparse.Namespace) -> None:
-    from tqdm.auto import tqdm
-
-    from tttabpfn.compare.measure import compare
-    from tttabpfn.compare.output import check_plot, describe, save_plot, table
-    from tttabpfn.compare.tables import load_table, split_table
+    from tttabpfn.compare.output import check_plot
 
     if options.plot is not None:
         check_plot(Path(options.plot))
-    data = load_table(options.data, options.target)
+    from tttabpfn.compare.tables import load_table, split_table
+
+    data = load_table(options.data, options.target, _reading(options))
     split, notes = split_table(data, options.test_share, options.seed, options.max_rows)
-    context_size, why = _resolve_context(options.context_size, split)
     print(f"Data: {data.describe()}")
     for note in (*data.notes, *notes):
         print(f"      {note}")
     sizes = f"{len(split.y_train):,} rows to fit, {len(split.y_test):,} rows to test"
-    print(f"Split: {sizes} (stratified, seed {options.seed})")
+    print(f"Split: {sizes} (stratified, seed {options.seed})", flush=True)
+
+    from tttabpfn.compare.measure import compare
+    from tttabpfn.compare.output import advise, save_plot, table
+
+    estimator = _estimator(options, len(split.y_train))
+    context, why = _context(estimator, split.X_train.shape, split.y_train)
     print(f"Context: {why}", flush=True)
-
-    estimator = _estimator(options, context_size)
-    with tqdm(total=5, desc="compare", file=sys.stderr, disable=options.quiet, leave=False) as bar:
-
-        def progress(stage: str) -> None:
-            bar.set_description(stage)
-            bar.update()
-
-        rows, report = compare(split, estimator, progress)
-    print(f"\n{describe(report)}\n\n{table(rows)}")
+    rows, report = compare(split, estimator, context < len(split.y_train), options.skip_frozen, quiet=options.quiet)
+    print(f"\n{report}\n\n{table(rows)}")
+    for line in advise(rows, split.y_test, report):
+        print(line)
     if options.plot is not None:
-        save_plot(Path(options.plot), rows, report, f"{data.name}: frozen TabPFN and test-time training")
+        save_plot(Path(options.plot), rows, split.y_test, report, f"{data.name}: frozen TabPFN and test-time training")
 
 
-def _resolve_context(asked: int | float | str | None, split: TrainTest) -> tuple[int | float | None, str]:
+def _predict(options: argparse.Namespace) -> None:
+    from tttabpfn.compare.predict import check_out, load_new, predict_rows, sample, write
+    from tttabpfn.compare.tables import load_table
+
+    out = Path(options.out)
+    check_out(out, [Path(options.train), Path(options.new)])
+    reading = _reading(options)
+    table, notes = sample(load_table(options.train, options.target, reading), options.max_rows, options.seed)
+    new, more = load_new(options.new, table.X, options.target, reading)
+    print(f"Data: {table.describe()}")
+    for note in (*table.notes, *notes, *more):
+        print(f"      {note}")
+    print(f"New: {len(new):,} rows to predict", flush=True)
+
+    estimator = _estimator(options, len(table.y))
+    print(f"Context: {_context(estimator, table.X.shape, table.y)[1]}", flush=True)
+    fitted, probabilities = predict_rows(estimator, table, new, quiet=options.quiet)
+    write(out, options.target, fitted.classes_, probabilities)
+    print(f"\n{fitted.adaptation_report()}\n\nWrote {len(new):,} rows to {out}")
+
+
+def _context(estimator: Any, shape: tuple[int, int], y: Any) -> tuple[int, str]:
+    """Rows kept as context, and a line that says so."""
     import numpy as np
 
-    n = len(split.y_train)
-    if asked == "all":
-        return None, f"TTT keeps all {n:,} rows to fit"
-    if asked is not None and not isinstance(asked, str):
-        kept = asked if isinstance(asked, int) else round(asked * n)
-        if kept > n:
-            raise ValueError(f"--context-size must be at most the {n:,} rows to fit, got {asked}")
-        return asked, f"TTT keeps {kept:,} of the {n:,} rows to fit, and trains on the others"
-    size = min(n, max(round(DEFAULT_SHARE * n), 2 * len(np.unique(split.y_train))))
-    why = f"TTT keeps {size:,} of the {n:,} rows to fit, and trains on the others (a fifth; change with --context-size)"
-    return size, why
+    from tttabpfn.inputs.parameters import resolve_context_size
+
+    size = resolve_context_size(estimator.context_size, *shape, len(np.unique(y)), None)
+    if size.rows == shape[0]:
+        asked = f" ({estimator.context_size:,} asked for)" if size.note else ""
+        return size.rows, f"TTT keeps all {shape[0]:,} rows to fit{asked}"
+    why = f" ({size.note})" if size.note and estimator.context_size is not None else " (change with --context-size)"
+    return size.rows, f"TTT keeps {size.rows:,} of the {shape[0]:,} rows to fit, and learns from the others too{why}"
 
 
-def _estimator(options: argparse.Namespace, context_size: int | float | None) -> Any:
+def _estimator(options: argparse.Namespace, n_rows: int) -> Any:
     from tabpfn import TabPFNClassifier
 
     from tttabpfn.checkpoints import bundled_model_path
@@ -200,10 +214,11 @@ def _estimator(options: argparse.Namespace, context_size: int | float | None) ->
         model_path=options.model or bundled_model_path(),
         device=options.device,
         ignore_pretraining_limits=True,
+        inference_config={"TRANSFORM_DATES": True},
         random_state=options.seed,
     )
-    names = ("n_steps", "step_size", "chunk_size", "update_rule", "fast_weights", "adaptation", "cache")
-    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
-    return TTTTabPFNClassifier(
-        base, context_size=context_size, random_state=options.seed, verbose=0 if options.quiet else 1, **given
-    )
+    names = ("n_steps", "step_size", "chunk_size", "update_rule", "fast_weights", "adaptation", "time_limit", "cache")
+    asked = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    if options.context_size is not None:
+        asked["context_size"] = n_rows if options.context_size == "all" else options.context_size
+    return TTTTabPFNClassifier(base, random_state=options.seed, **asked)

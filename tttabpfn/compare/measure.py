@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from sklearn.base import clone
 from sklearn.metrics import accuracy_score, log_loss, roc_auc_score
 
 from tttabpfn.compare.tables import TrainTest
+from tttabpfn.prediction.progress import StagedBar
 from tttabpfn.report import AdaptationReport
 
 REPEAT_BELOW = 2.0
@@ -39,6 +39,10 @@ class ModelScores:
         Wall-clock time of fit and first prediction, adaptation included.
     later_seconds : float
         Wall-clock time of a later prediction of the same rows.
+    probabilities : ndarray of shape (n_test, n_classes)
+        What the test rows were given.
+    classes : ndarray of shape (n_classes,)
+        The columns' labels.
     """
 
     model: str
@@ -50,6 +54,8 @@ class ModelScores:
     roc_auc: float
     first_seconds: float
     later_seconds: float
+    probabilities: np.ndarray = field(default_factory=lambda: np.empty((0, 0)), repr=False, compare=False)
+    classes: np.ndarray = field(default_factory=lambda: np.empty(0), repr=False, compare=False)
 
 
 def score(y: np.ndarray, probabilities: np.ndarray, classes: np.ndarray) -> tuple[float, float, float]:
@@ -128,13 +134,14 @@ def measure(name: str, estimator: Any, context: np.ndarray | None, split: TrainT
         later.append(time.perf_counter() - start)
     context_rows = len(getattr(fitted, "context_indices_", y))
     figures = score(split.y_test, probabilities, fitted.classes_)
-    return ModelScores(*NAMES[name], context_rows, *figures, first, statistics.median(later)), fitted
+    seconds = first, statistics.median(later)
+    return ModelScores(*NAMES[name], context_rows, *figures, *seconds, probabilities, fitted.classes_), fitted
 
 
 def compare(
-    split: TrainTest, adapted: Any, progress: Callable[[str], None] = lambda stage: None
+    split: TrainTest, adapted: Any, keeps_fewer: bool, skip_frozen: bool = False, *, quiet: bool = True
 ) -> tuple[list[ModelScores], AdaptationReport]:
-    """Measure frozen TabPFN on all rows and on the context rows, and TTT with that context.
+    """Measure frozen TabPFN on all rows and on the context rows, and TTT with that context, under one bar.
 
     Parameters
     ----------
@@ -142,8 +149,12 @@ def compare(
         The data.
     adapted : TTTTabPFNClassifier
         Unfitted, with its ``estimator`` given, which is the frozen model too.
-    progress : callable
-        Told what comes next.
+    keeps_fewer : bool
+        Whether TTT keeps fewer rows as context than there are.
+    skip_frozen : bool, default=False
+        Leave out the frozen model on all rows, where TTT keeps fewer.
+    quiet : bool, default=True
+        Whether to show no bar.
 
     Returns
     -------
@@ -152,19 +163,23 @@ def compare(
     report : AdaptationReport
         What the adaptation did.
     """
-    progress("loading")
-    # Load the checkpoint first, so that no model's time includes it.
-    some = np.concatenate([np.flatnonzero(split.y_train == label)[:2] for label in np.unique(split.y_train)])
-    loaded = clone(adapted).set_params(n_steps=0, context_size=None)
-    loaded.fit(split.X_train.iloc[some], split.y_train[some]).predict_proba(split.X_test.iloc[:1])
-    progress("frozen, all rows")
-    frozen, _ = measure("all", adapted.estimator, None, split)
-    progress("test-time training")
-    trained, fitted = measure("ttt", adapted, None, split)
-    rows = [frozen]
-    if trained.context_rows < frozen.context_rows:
-        progress("frozen, context rows")
-        context = fitted.context_indices_
-        rows.append(measure("context", adapted.estimator, context, split)[0])
-    progress("done")
+    costs = {"loading": 1.0, "frozen, all rows": 6.0, "test-time training": 12.0, "frozen, context rows": 2.0}
+    if skip_frozen:
+        del costs["frozen, all rows"]
+    if not keeps_fewer:
+        del costs["frozen, context rows"]
+    rows: list[ModelScores] = []
+    with StagedBar(costs, disable=quiet) as bar:
+        # Load the checkpoint first, so that no model's time includes it.
+        some = np.concatenate([np.flatnonzero(split.y_train == label)[:2] for label in np.unique(split.y_train)])
+        loaded = clone(adapted).set_params(n_steps=0, context_size=None)
+        loaded.fit(split.X_train.iloc[some], split.y_train[some]).predict_proba(split.X_test.iloc[:1])
+        if not skip_frozen:
+            bar.begin("frozen, all rows")
+            rows.append(measure("all", adapted.estimator, None, split)[0])
+        bar.begin("test-time training")
+        trained, fitted = measure("ttt", adapted, None, split)
+        if keeps_fewer:
+            bar.begin("frozen, context rows")
+            rows.append(measure("context", adapted.estimator, fitted.context_indices_, split)[0])
     return [*rows, trained], fitted.adaptation_report()

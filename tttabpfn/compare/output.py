@@ -5,6 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from tttabpfn.compare.differences import differences
 from tttabpfn.compare.measure import ModelScores
 from tttabpfn.display import AdaptationDisplay
 from tttabpfn.report import AdaptationReport
@@ -13,40 +16,41 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def describe(report: AdaptationReport) -> str:
-    """Return what was adapted, and what the guard decided and why, as lines for a person.
+def advise(rows: list[ModelScores], y: np.ndarray, report: AdaptationReport) -> list[str]:
+    """Say what the test rows show, and what to try where TTT did worse than plain TabPFN on all rows.
 
     Parameters
     ----------
+    rows : list of ModelScores
+        What `compare` returned; the last one is TTT.
+    y : ndarray of shape (n_test,)
+        Labels of the test rows.
     report : AdaptationReport
         What the adaptation did.
 
     Returns
     -------
-    str
-        What was adapted, the guard's verdict, one line per note, and what predicts with which share.
-
-    Examples
-    --------
-    >>> from tttabpfn.report import AdaptationReport
-    >>> print(describe(AdaptationReport(adaptation="none", accepted=False, reason="n_steps is 0")))
-    Adapted: nothing
-    Guard: the frozen model predicts: n_steps is 0
+    list of str
+        Lines; none where TTT was measured alone.
     """
-    lines = ["Adapted: nothing"]
-    if report.adaptation != "none":
-        lines = [
-            f"Adapted: {report.adaptation}, {report.fast_weight_bytes / 1e6:.2f} MB of fast weights, rule "
-            f"{report.update_rule}, step size {report.step_size:g}, {report.n_steps} updates kept, context of "
-            f"{report.context_size:,} of {report.n_demonstrations:,} demonstrations, {report.seconds:.1f} s"
-            f"{' (from the cache)' if report.cache_hit else ''}"
-        ]
-    lines.append(f"Guard: {'accepted' if report.accepted else 'the frozen model predicts'}: {report.reason}")
-    lines += [f"       {note}" for note in report.notes]
-    if report.shares:
-        lines.append("Predicts:")
-        lines += [f"{share:6.0%}  {name}" for name, share in report.shares.items()]
-    return "\n".join(lines)
+    trained = rows[-1]
+    if len(rows) == 1:
+        return []
+    plain = rows[0]
+    gain = differences(y, trained.classes, plain.probabilities, trained.probabilities)["log_loss"]
+    better, size = ("lower", "higher")[gain.value > 0], abs(gain.value)
+    lines = [
+        f"\nOn these {len(y):,} rows TTT has a {better} log loss than {plain.model}, by {size:.4f} +- "
+        f"{gain.standard_error:.4f} (1 standard error)."
+    ]
+    if gain.value > 0:
+        if not size > gain.standard_error:
+            lines.append("That is within what chance does to so few rows.")
+        if trained.context_rows < plain.context_rows:
+            lines.append("Try a larger context: --context-size all, or a larger share.")
+        elif report.accepted:
+            lines.append("Try --adaptation memory or gradient alone, or more rows to test (--test-share).")
+    return lines
 
 
 def check_plot(path: Path) -> None:
@@ -75,9 +79,9 @@ def check_plot(path: Path) -> None:
         raise ValueError(f"--plot must be in a folder that exists, got {path}")
 
 
-def save_plot(path: Path, rows: list[ModelScores], report: AdaptationReport, title: str) -> None:
+def save_plot(path: Path, rows: list[ModelScores], y: np.ndarray, report: AdaptationReport, title: str) -> None:
     """Draw a comparison into a file; see `figure`."""
-    figure(rows, report, title).savefig(path, dpi=120)
+    figure(rows, y, report, title).savefig(path, dpi=120)
     print(f"\nPlot: {path}")
 
 
@@ -121,36 +125,48 @@ def table(rows: list[ModelScores]) -> str:
     return "\n".join(lines)
 
 
-def figure(rows: list[ModelScores], report: AdaptationReport, title: str) -> Figure:
-    """Draw the adaptation's held-back loss beside bars of every score.
+SCORES = {"accuracy": "Accuracy", "log_loss": "Log loss", "roc_auc": "ROC AUC"}
+
+
+def figure(rows: list[ModelScores], y: np.ndarray, report: AdaptationReport, title: str) -> Figure:
+    """Draw what the adaptation did beside every model's scores, as differences to the first one.
 
     Parameters
     ----------
     rows : list of ModelScores
         What `compare` returned.
+    y : ndarray of shape (n_test,)
+        Labels of the test rows.
     report : AdaptationReport
-        Likewise.
+        What the adaptation did.
     title : str
         Above it all.
 
     Returns
     -------
     Figure
-        To be saved; it belongs to no window.
+        To be saved; it belongs to no window. Bars of one standard error stand around each difference.
     """
     from matplotlib.figure import Figure
 
     drawing = Figure(figsize=(13, 4.2), layout="constrained")
     left, *axes = drawing.subplots(1, 4, width_ratios=[3, 1, 1, 1])
     AdaptationDisplay.from_report(report, ax=left)
-    for ax, name, field in zip(
-        axes, ("Accuracy", "Log loss", "ROC AUC"), ("accuracy", "log_loss", "roc_auc"), strict=True
-    ):
-        values = [getattr(row, field) for row in rows]
-        bars = ax.bar([row.label for row in rows], values, color=[row.colour for row in rows])
-        ax.bar_label(bars, fmt="%.3f", fontsize="small")
-        ax.margins(y=0.15)
-        ax.tick_params(axis="x", labelsize="x-small")
-        ax.set_title(f"{name} ({'lower' if field == 'log_loss' else 'higher'} is better)", fontsize="small")
-    drawing.suptitle(title)
+    first = rows[0]
+    found = [differences(y, first.classes, first.probabilities, row.probabilities) for row in rows[1:]]
+    label = first.label.replace("\n", " ")
+    for ax, (field, name) in zip(axes, SCORES.items(), strict=True):
+        ax.axhline(0.0, color="0.5", linestyle="--", linewidth=1)
+        for place, (row, difference) in enumerate(zip(rows[1:], found, strict=True)):
+            value = getattr(row, field) - getattr(first, field)
+            error = difference[field].standard_error
+            bar = None if np.isnan(error) else [error]
+            ax.errorbar([place], [value], yerr=bar, fmt="o", color=row.colour, capsize=4)
+            ax.annotate(f"{value:+.4f}", (place, value), xytext=(7, 3), textcoords="offset points", size="small")
+        ax.set_xticks(range(len(rows) - 1), [row.label for row in rows[1:]], size="small")
+        ax.set_xlim(-0.5, max(len(rows) - 1.2, 0.9))
+        ax.margins(y=0.25)
+        better = "lower" if field == "log_loss" else "higher"
+        ax.set_title(f"{name} ({better} is better)\nless {label}: {getattr(first, field):.4f}", size="small")
+    drawing.suptitle(f"{title}  (differences on {len(y):,} test rows, bars of 1 standard error)", size="medium")
     return drawing

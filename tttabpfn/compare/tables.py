@@ -9,6 +9,8 @@ import numpy as np
 import pandas as pd
 from sklearn import datasets
 
+from tttabpfn.compare.reading import drop_columns, empty_columns, hints, listed, parse_dates, read_frame
+
 TOY_SETS = ("breast_cancer", "wine", "iris", "digits")
 """Names of scikit-learn's data sets that need no download."""
 
@@ -29,7 +31,7 @@ class Table:
     y : ndarray of shape (n_rows,)
         Labels.
     notes : tuple of str
-        What was left out when it was read.
+        What was left out when it was read, and hints at columns.
     """
 
     name: str
@@ -62,7 +64,26 @@ class TrainTest:
     y_test: np.ndarray
 
 
-def load_table(data: str, target: str | None = None) -> Table:
+@dataclass(frozen=True)
+class Reading:
+    """How a file is read.
+
+    Parameters
+    ----------
+    separator : str or None
+        Between the cells of a CSV file; None: looked for.
+    drop : tuple of str
+        Columns to leave out.
+    dates : tuple of str
+        Columns to read as dates.
+    """
+
+    separator: str | None = None
+    drop: tuple[str, ...] = ()
+    dates: tuple[str, ...] = ()
+
+
+def load_table(data: str, target: str | None = None, reading: Reading = Reading()) -> Table:
     """Read a table.
 
     Parameters
@@ -71,11 +92,13 @@ def load_table(data: str, target: str | None = None) -> Table:
         One of `TOY_SETS`, or the path of a CSV file (also compressed) or a Parquet file.
     target : str, optional
         The column to predict; needed for a file.
+    reading : Reading
+        Separator, columns to leave out, columns of dates.
 
     Returns
     -------
     Table
-        Without rows whose target is missing.
+        Without rows whose target is missing and columns without any value.
 
     Raises
     ------
@@ -92,22 +115,35 @@ def load_table(data: str, target: str | None = None) -> Table:
     if data in TOY_SETS and not Path(data).is_file():
         if target is not None:
             raise ValueError(f"--target is for files; {data} has its own target")
+        if reading != Reading():
+            raise ValueError(f"--drop, --date and --separator are for files; {data} comes with scikit-learn")
         bunch = getattr(datasets, f"load_{data}")(as_frame=True)
         return Table(data, bunch.data, np.asarray(bunch.target_names)[bunch.target.to_numpy()])
-    frame = _read(Path(data))
-    columns = ", ".join(map(str, frame.columns[:20])) + (", ..." if frame.shape[1] > 20 else "")
+    if not Path(data).is_file():
+        raise ValueError(f"DATA must be a file or one of {', '.join(TOY_SETS)}; there is no file {data}")
+    frame = read_frame(Path(data), reading.separator)
     if target is None:
-        raise ValueError(f"--target is needed for a file: the column to predict, one of {columns}")
+        raise ValueError(f"--target is needed for a file: the column to predict, one of {listed(frame)}")
     if target not in frame.columns:
-        raise ValueError(f"--target must be a column of {data}, one of {columns}; got {target!r}")
-    if frame.shape[1] < 2:
-        raise ValueError(f"{data} must have a column besides the target {target!r}")
+        raise ValueError(f"--target must be a column of {data}, one of {listed(frame)}; got {target!r}")
+    if target in (*reading.drop, *reading.dates):
+        raise ValueError(f"--target {target!r} cannot be left out or read as dates")
+    frame = drop_columns(frame, reading.drop, data)
     present = frame[target].notna()
     dropped = len(frame) - int(present.sum())
-    notes = (f"left out {dropped} rows without a {target!r}",) if dropped else ()
+    notes = [f"left out {dropped} rows without a {target!r}"] if dropped else []
     frame = frame[present]
     y = _labels(frame[target], target)
-    return Table(Path(data).name, frame.drop(columns=target), y, notes)
+    X, found = parse_dates(frame.drop(columns=target), reading.dates, data)
+    if found:
+        notes.append(f"read as dates: {', '.join(found)}")
+    empty = empty_columns(X)
+    if empty:
+        notes.append(f"left out {', '.join(map(repr, empty[:5]))}{' ...' * (len(empty) > 5)}: without any value")
+        X = X.drop(columns=empty)
+    if X.shape[1] < 1:
+        raise ValueError(f"{data} must have a column besides the target {target!r}")
+    return Table(Path(data).name, X, y, (*notes, *hints(X)))
 
 
 def split_table(
@@ -143,15 +179,15 @@ def split_table(
     rows = np.arange(len(table.y))
     notes: tuple[str, ...] = ()
     if max_rows is not None and len(rows) > max_rows:
-        rows = _draw(table.y, max_rows / len(rows), MIN_CLASS_ROWS, 0, rng)
+        rows = draw(table.y, max_rows / len(rows), MIN_CLASS_ROWS, 0, rng)
         notes = (f"took {len(rows):,} of {len(table.y):,} rows (stratified; change with --max-rows)",)
-    tested = rows[_draw(table.y[rows], test_share, 1, 2, rng)]
+    tested = rows[draw(table.y[rows], test_share, 1, 2, rng)]
     fitted = np.setdiff1d(rows, tested)
     return TrainTest(table.X.iloc[fitted], table.y[fitted], table.X.iloc[tested], table.y[tested]), notes
 
 
-def _draw(y: np.ndarray, share: float, min_rows: int, left: int, rng: np.random.Generator) -> np.ndarray:
-    """Draw a share of every class's rows, at least `least` of them, leaving at least `left`; row numbers in order."""
+def draw(y: np.ndarray, share: float, min_rows: int, left: int, rng: np.random.Generator) -> np.ndarray:
+    """Draw a share of every class's rows, `min_rows` of them or more, leaving `left` or more; row numbers in order."""
     drawn = []
     for label in np.unique(y):
         rows = np.flatnonzero(y == label)
@@ -171,24 +207,6 @@ def check_classes(table: Table) -> None:
             f"{table.name} must have {MIN_CLASS_ROWS} rows or more of every class; {len(rare)} of {len(labels)} have "
             f"fewer, such as {rare[0]!r}: merge or drop them (a number to predict is not a class)"
         )
-
-
-def _read(path: Path) -> pd.DataFrame:
-    if not path.is_file():
-        raise ValueError(f"DATA must be a file or one of {', '.join(TOY_SETS)}; there is no file {path}")
-    suffixes = [suffix.lower() for suffix in path.suffixes]
-    try:
-        if ".parquet" in suffixes or ".pq" in suffixes:
-            return pd.read_parquet(path)
-        if ".csv" in suffixes or ".tsv" in suffixes:
-            return pd.read_csv(path, sep="\t" if ".tsv" in suffixes else ",", low_memory=False)
-    except ImportError as error:
-        raise ImportError("reading a Parquet file needs pyarrow: pip install pyarrow") from error
-    except (ValueError, UnicodeDecodeError, OSError) as error:
-        raise ValueError(f"{path} cannot be read as a table: {error}") from error
-    raise ValueError(
-        f"DATA must end in .csv, .csv.gz, .tsv or .parquet, or be one of {', '.join(TOY_SETS)}; got {path}"
-    )
 
 
 def _labels(column: pd.Series, target: str) -> np.ndarray:

@@ -16,6 +16,7 @@ from torch import Tensor
 from tttabpfn.fast_weights import operations
 from tttabpfn.fast_weights.reference.newton_schulz import coefficients, compute_dtype
 from tttabpfn.fast_weights.reference.step import row_norms
+from tttabpfn.fast_weights.rules import RULES
 
 __all__ = [
     "RULES",
@@ -26,7 +27,6 @@ __all__ = [
     "update",
 ]
 
-RULES = ("sgd", "momentum", "muon", "adamw")
 SCALES = ("lact", "match_rms", "relative")
 
 StepSize = float | Tensor
@@ -79,8 +79,9 @@ def init_state(rule: str, weights: Mapping[str, Tensor]) -> State:
     for name, value in weights.items():
         if value.dim() not in (2, 3):
             raise ValueError(f"weights[{name!r}] must have shape [B, D_out, D_in] or [B, D], got {tuple(value.shape)}")
-    first = {} if rule == "sgd" else {name: torch.zeros_like(value) for name, value in weights.items()}
-    second = {name: torch.zeros_like(value) for name, value in weights.items() if _follows_adamw(rule, value)}
+    along = {name: RULES[rule].moves_along(value.dim()) for name, value in weights.items()}
+    first = {name: torch.zeros_like(value) for name, value in weights.items() if along[name] != "gradient"}
+    second = {name: torch.zeros_like(value) for name, value in weights.items() if along[name] == "adam"}
     return State(torch.zeros((), dtype=torch.int64), first, second)
 
 
@@ -203,7 +204,7 @@ def update(
     count = state.step + 1
     first, second = dict(state.first), dict(state.second)
     directions: dict[str, Tensor] = dict(gradients)
-    if rule == "muon":
+    if RULES[rule].is_orthogonal:
         running = _running(gradients, state, momentum)
         first |= running
         if orthogonal is None:
@@ -215,14 +216,15 @@ def update(
     for name, direction in directions.items():
         weight = weights[name]
         size = step_size[name] if isinstance(step_size, Mapping) else step_size
-        if _follows_adamw(rule, weight):
+        along = RULES[rule].moves_along(weight.dim())
+        if along == "adam":
             direction, first[name], second[name] = _adam_direction(
                 direction, first[name], second[name], int(count), betas, eps
             )
         norms = None
         if restore_norms and weight.dim() == 3:
             norms = row_norms(weight) if initial_norms is None else initial_norms[name]
-        buffer = first[name] if rule == "momentum" else None
+        buffer = first[name] if along == "running" else None
         factor, size = _checked(momentum, weight, "momentum"), _checked(size, weight, "step_size")
         options = operations.StepOptions(factor, size, weight_decay, norms, norm_eps)
         new_weights[name], buffer = _step(weight, direction, buffer, options, backend)
@@ -317,10 +319,6 @@ def _per_entry(value: float | Tensor, weight: Tensor, name: str) -> float | Tens
     """Return a float as it is, a tensor [B] so that it broadcasts over matrices."""
     value = _checked(value, weight, name)
     return value.reshape(-1, 1, 1) if isinstance(value, Tensor) else value
-
-
-def _follows_adamw(rule: str, weight: Tensor) -> bool:
-    return rule == "adamw" or (rule == "muon" and weight.dim() == 2)
 
 
 def _check_rule(rule: str) -> None:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import datetime
+import numbers
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from numpy.typing import NDArray
 from scipy import sparse
 from sklearn.utils import check_array, column_or_1d
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_y as check_labels
+
+_LABELS = (str, numbers.Real, np.bool_, datetime.date, datetime.timedelta, np.datetime64, np.timedelta64, pd.Period)
 
 
 def is_frame(X: Any) -> bool:
@@ -46,8 +51,12 @@ def check_rows(X: Any, *, estimator: Any, min_rows: int) -> Any:
         raise TypeError("Sparse data was passed for X, but dense data is required. Use '.toarray()' to convert it.")
     if not is_frame(X):
         array = check_array(
-            X, dtype=None, ensure_all_finite=False, ensure_min_samples=min_rows, estimator=estimator, input_name="X"
-        )
+            as_plain("X", X), dtype=None, ensure_all_finite=False, ensure_min_samples=min_rows, estimator=estimator,
+            input_name="X",
+        )  # fmt: skip
+        if array.dtype.kind in "SV":
+            raise ValueError(f"X holds raw bytes (dtype {array.dtype}); decode them into text, or give numbers.")
+        array = _as_common(array)
         for position in range(array.shape[1]) if array.dtype.kind in "fO" else ():
             _refuse_infinity(array[:, position], position)
         return array
@@ -60,11 +69,72 @@ def check_rows(X: Any, *, estimator: Any, min_rows: int) -> Any:
         values = frame.iloc[:, position]
         if pd.api.types.is_complex_dtype(values.dtype):
             raise ValueError(f"Complex data not supported: column {column!r}.")
+        if isinstance(values.dtype, np.dtype) and not _is_common(values.dtype):
+            frame = frame.copy(deep=False) if frame is X else frame
+            values = pd.Series(_as_common(values.to_numpy()), index=frame.index)
+            frame.isetitem(position, values)
         if pd.api.types.is_float_dtype(values.dtype):
             _refuse_infinity(values.to_numpy(dtype=float, na_value=0.0), column)
         elif values.dtype == object:
             _refuse_infinity(values.to_numpy(), column)
     return frame
+
+
+def as_plain(name: str, values: Any) -> Any:
+    """Return array-likes whose parts NumPy would drop in silence (a mask, a gradient) as plain arrays.
+
+    Parameters
+    ----------
+    name : str
+        What to call them in messages.
+    values : array-like
+        A masked array's hidden cells become missing ones; a tensor that requires gradients is refused.
+
+    Returns
+    -------
+    array-like
+
+    Raises
+    ------
+    ValueError
+        If it is a tensor that requires gradients.
+
+    Examples
+    --------
+    >>> as_plain("X", np.ma.array([[1, 2]], mask=[[False, True]])).tolist()
+    [[1.0, nan]]
+    """
+    if isinstance(values, torch.Tensor):
+        if values.requires_grad:
+            raise ValueError(
+                f"{name} is a tensor that requires gradients, which do not flow here; pass {name}.detach()."
+            )
+        return values.cpu().numpy()
+    if isinstance(values, np.ma.MaskedArray):
+        hidden = np.ma.getmaskarray(values)
+        if not hidden.any():
+            return np.asarray(values)
+        missing = np.nan if values.dtype.kind in "biuf" else None
+        shown = np.asarray(values).astype(np.float64 if values.dtype.kind in "biuf" else object)
+        shown[hidden] = missing
+        return shown
+    if isinstance(values, np.ndarray) and values.dtype.kind == "T":
+        return values.astype(object)
+    return values
+
+
+def _is_common(dtype: np.dtype[Any]) -> bool:
+    """Whether pandas and torch hash and take a dtype as it is: of native byte order, no wider than a double."""
+    return dtype.isnative and not (dtype.kind == "f" and dtype.itemsize > 8)
+
+
+def _as_common(values: NDArray[Any]) -> NDArray[Any]:
+    """Values in native byte order; floats wider than a double as doubles."""
+    if _is_common(values.dtype):
+        return values
+    with np.errstate(over="ignore"):
+        wide = values.dtype.kind == "f" and values.dtype.itemsize > 8
+        return values.astype(np.float64 if wide else values.dtype.newbyteorder("="))
 
 
 def _refuse_infinity(values: NDArray[Any], column: Any) -> None:
@@ -104,9 +174,12 @@ def check_targets(y: Any, n_rows: int, *, estimator: Any) -> tuple[NDArray[Any],
     """
     if y is None:
         raise ValueError(f"{type(estimator).__name__} requires y to be passed, but the target y is None.")
-    labels = column_or_1d(y, warn=True)
-    if labels.dtype.kind == "O" and pd.isna(labels).any():
+    labels = _as_common(column_or_1d(as_plain("y", y), warn=True))
+    # Labels that are no numbers may miss too: None, NaN, NA, and NaT among dates.
+    if np.asarray(pd.isna(labels)).any():
         raise ValueError("Input y contains NaN: every demonstration needs a label.")
+    if labels.dtype.kind in "OU":
+        _refuse_odd_labels(labels)
     labels = check_labels(labels, estimator=estimator)
     if len(labels) != n_rows:
         raise ValueError(f"Found input variables with inconsistent numbers of samples: X {n_rows}, y {len(labels)}.")
@@ -119,6 +192,13 @@ def check_targets(y: Any, n_rows: int, *, estimator: Any) -> tuple[NDArray[Any],
     if len(classes) < 2:
         raise ValueError(f"y must hold at least 2 classes, got 1 class only: {classes[0]!r}.")
     return labels, classes, codes.astype(np.int64)
+
+
+def _refuse_odd_labels(labels: NDArray[Any]) -> None:
+    odd = {kind for kind in set(map(type, labels.tolist())) if not issubclass(kind, _LABELS)}
+    if odd:
+        named = ", ".join(sorted(kind.__name__ for kind in odd))
+        raise ValueError(f"y must hold numbers, text, true or false, or dates, got labels of type {named}.")
 
 
 def check_class_counts(classes: NDArray[Any], codes: NDArray[np.int64], *, adapts: bool) -> None:
@@ -160,39 +240,3 @@ def check_feature_count(n_features: int, max_features: int | None) -> None:
 def take_rows(X: Any, rows: NDArray[np.int64]) -> Any:
     """Rows of a frame or an array."""
     return X.iloc[rows] if hasattr(X, "iloc") else X[rows]
-
-
-def distinct_rows(rows: Any) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return one position of each distinct row, sorted by a hash of the content, and where each row is among them.
-
-    Matrix products round differently at the end of a block than inside it, so a row's last bits depend on where in the
-    batch it stands. Predicting distinct rows in this order gives the same bits for the same set of rows, in whatever
-    order they come, and the same to equal rows. The hash has 64 bits: among a million rows, two different ones are
-    taken for equal with a probability of 3e-8.
-
-    Parameters
-    ----------
-    rows : DataFrame or ndarray of shape (n, n_features)
-        Values of any types that a frame can hold.
-
-    Returns
-    -------
-    positions : ndarray of shape (n_distinct,)
-        The first of each set of equal rows.
-    inverse : ndarray of shape (n,)
-        ``rows[positions][inverse]`` are the rows.
-
-    Examples
-    --------
-    >>> rows = np.array([[3.0, 1.0], [2.0, 5.0], [3.0, 1.0], [4.0, 4.0]])
-    >>> positions, inverse = distinct_rows(rows)
-    >>> len(positions), np.array_equal(rows[positions][inverse], rows)
-    (3, True)
-    >>> turned = rows[::-1]
-    >>> np.array_equal(rows[positions], turned[distinct_rows(turned)[0]])
-    True
-    """
-    frame = rows if isinstance(rows, pd.DataFrame) else pd.DataFrame(rows)
-    keys = pd.util.hash_pandas_object(frame, index=False, categorize=False).to_numpy()
-    _, positions, inverse = np.unique(keys, return_index=True, return_inverse=True)
-    return positions, inverse

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import numbers
-from collections.abc import Sequence
+import sys
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from tttabpfn.cache.shared import FastWeightCache
+from tttabpfn.choices import ADAPTATIONS
 from tttabpfn.fast_weights.dispatch import BACKENDS
-from tttabpfn.fast_weights.update_rules import RULES
+from tttabpfn.fast_weights.rules import RULES
 from tttabpfn.inputs.weights import check_class_weight
 
-ADAPTATIONS = ("gradient", "memory", "both")
+MAX_STEP_SIZE = 1e4
+"""Far above any step that trains under any rule; larger ones end in weights without meaning."""
 
 
 def check_parameters(parameters: dict[str, Any], selections: Sequence[str]) -> None:
@@ -36,7 +39,9 @@ def check_parameters(parameters: dict[str, Any], selections: Sequence[str]) -> N
     """
     step_size = parameters["step_size"]
     if not (isinstance(step_size, str) and step_size == "auto"):
-        _number("step_size", step_size, 'a float >= 0 or "auto"', minimum=0)
+        _number(
+            "step_size", step_size, f'a float from 0 to {MAX_STEP_SIZE:g} or "auto"', minimum=0, maximum=MAX_STEP_SIZE
+        )
     _integer("n_steps", parameters["n_steps"], 0)
     _integer("chunk_size", parameters["chunk_size"], 1)
     _one_of("update_rule", parameters["update_rule"], RULES)
@@ -58,10 +63,11 @@ def _is_bool(value: Any) -> bool:
     return isinstance(value, bool | np.bool_)
 
 
-def _number(name: str, value: Any, allowed: str, *, minimum: float) -> None:
+def _number(name: str, value: Any, allowed: str, *, minimum: float, maximum: float = sys.float_info.max) -> None:
     if _is_bool(value) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} must be {allowed}, got {value!r} of type {type(value).__name__}.")
-    if not np.isfinite(float(value)) or float(value) < minimum:
+    # Compared before it is made a float: 10**400 has none.
+    if not minimum <= value <= maximum:
         raise ValueError(f"{name} must be {allowed}, got {value!r}.")
 
 
@@ -72,7 +78,7 @@ def _integer(name: str, value: Any, minimum: int) -> None:
         raise ValueError(f"{name} must be an int >= {minimum}, got {value!r}.")
 
 
-def _one_of(name: str, value: Any, allowed: Sequence[str]) -> None:
+def _one_of(name: str, value: Any, allowed: Collection[str]) -> None:
     if not isinstance(value, str) or value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}.")
 
@@ -196,7 +202,7 @@ def resolve_context_size(
             f"context_size={context_size!r} keeps {size} of {n_rows} rows, fewer than the {n_classes} classes; "
             "the context needs a row of each."
         )
-    size = min(size, n_rows)
+    asked, size = size, min(size, n_rows)
     if max_rows is not None and size > max_rows:
         raise ValueError(
             f"context_size={context_size!r} keeps {size} of {n_rows} rows, but the base model takes at most {max_rows} "
@@ -207,4 +213,6 @@ def resolve_context_size(
         return ContextSize(
             bearable, f"context_size={context_size!r} was raised from {size} to {bearable} of {n_rows} rows"
         )
-    return ContextSize(size)
+    return ContextSize(
+        size, f"context_size={context_size!r} keeps all {n_rows} rows as context" if asked > n_rows else ""
+    )

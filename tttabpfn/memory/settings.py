@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import Any
 
+from tttabpfn.fast_weights.rules import RULES
 from tttabpfn.memory.boosted import BoostedRecipe
 from tttabpfn.memory.trees import TreeRecipe
+
+_LARGE_TREES: Any = {"step_size": 0.1, "depth": None, "leaves": 31, "rows_per_leaf": 20, "penalty": 1.0}
 
 
 @dataclass(frozen=True)
@@ -95,7 +99,7 @@ class MemoryRecipe:
     hidden: int = 32
     restore_norms: bool = True
     trees: TreeRecipe = field(default_factory=TreeRecipe)
-    many_rows_trees: TreeRecipe = TreeRecipe(step_size=0.1, depth=None, leaves=31, rows_per_leaf=20, penalty=1.0)
+    many_rows_trees: TreeRecipe = field(default_factory=lambda: TreeRecipe(**_LARGE_TREES))
     max_trees: int = 100
     many_rows_max_trees: int = 200
     boosted: BoostedRecipe = field(default_factory=BoostedRecipe)
@@ -119,7 +123,6 @@ class MemoryRecipe:
 
 
 DEFAULT_UPDATES = 32
-DEFAULT_MEMORY_STEP_SIZES = {"sgd": 1.0, "momentum": 0.3, "muon": 0.06, "adamw": 0.01}
 
 
 @dataclass(frozen=True)
@@ -150,12 +153,12 @@ class MemorySettings:
     @property
     def swiglu_step_size(self) -> float:
         """The SwiGLU memory's step size: the given one or its update rule's default."""
-        return DEFAULT_MEMORY_STEP_SIZES[self.update_rule] if self.step_size is None else self.step_size
+        return RULES[self.update_rule].memory_step_size if self.step_size is None else self.step_size
 
     @property
     def restores_norms(self) -> bool:
         """Whether input weights get back their row norms."""
-        return self.recipe.restore_norms and self.update_rule == "muon"
+        return self.recipe.restore_norms and RULES[self.update_rule].is_orthogonal
 
     def updates(self, share: float) -> int:
         """Number of updates that a share of all comes to, 1 at least."""

@@ -67,7 +67,8 @@ class Request:
         Request
         """
         wrapped, recipe = estimator_print(estimator), settings.recipe
-        drawn = (recipe.held_back_share, recipe.max_held_back, recipe.max_members, recipe.memory.max_rows)
+        members = (recipe.max_members, recipe.many_rows_members)
+        drawn = (recipe.held_back_share, recipe.max_held_back, *members, recipe.memory.max_rows)
         shared = (settings.seed, *drawn)
         return cls(
             adaptation=fingerprint(wrapped, settings, data_print),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -10,15 +10,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from tabpfn import TabPFNClassifier
-from tqdm.auto import tqdm
 
 from tttabpfn import tabpfn_adapter as adapter
 from tttabpfn.adaptation import Session, Settings, adapt
 from tttabpfn.cache.cache import FastWeightCache
 from tttabpfn.cache.entry import CacheEntry
+from tttabpfn.inputs.columns import Columns
+from tttabpfn.inputs.data import take_rows
+from tttabpfn.inputs.packing import pack_table, unpack_table
 from tttabpfn.prediction.cost import Cost, Demand, estimate
+from tttabpfn.prediction.embeddings import Embeddings, embed, embed_known
 from tttabpfn.prediction.entries import Request, frozen_entry, report_of, to_entry
-from tttabpfn.prediction.predictor import Predictor, build_predictor
+from tttabpfn.prediction.predictor import ForeignMemoryError, Predictor, build_predictor
+from tttabpfn.prediction.progress import AdaptationProgress, adaptation_progress, current_bar
+from tttabpfn.prediction.soundness import is_sound
 from tttabpfn.report import AdaptationReport
 
 MAX_SESSIONS = 10
@@ -49,6 +54,8 @@ class Fitted:
         Tells the fit, and every unpickled copy of it, from others: whoever made an entry meets no hit.
     note : str
         What was done to the context size that was asked for.
+    columns : Columns
+        How cells are read; `rows` have been.
     weights : ndarray of shape (N,) or None
         Of the demonstrations, above 0; None: all the same.
     """
@@ -62,6 +69,7 @@ class Fitted:
     data_print: str
     token: str
     note: str = ""
+    columns: Columns = field(kw_only=True)
     weights: NDArray[np.float64] | None = None
     request: Request = field(init=False)
 
@@ -72,6 +80,13 @@ class Fitted:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "request", Request.of(self.estimator, self.settings, self.data_print))
+
+    def __getstate__(self) -> dict[str, Any]:
+        # As arrays, frames can also be kept by formats that store no code, such as that of skops.
+        return {**self.__dict__, "rows": pack_table(self.rows)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update({**state, "rows": unpack_table(state["rows"])})
 
 
 class Lookup:
@@ -91,6 +106,7 @@ class Lookup:
         self.fitted = fitted
         self.cache = cache
         self.verbose = verbose
+        self._tell: AdaptationProgress | None = None
         self.base = adapter.load_base_for(fitted.estimator, fitted.n_classes)
         self.keys = fitted.request.keys(self.base.content)
 
@@ -107,6 +123,10 @@ class Lookup:
         ndarray of shape (n_rows, n_classes)
             Class probabilities.
         """
+        with self._watched():
+            return self._predict(rows)
+
+    def _predict(self, rows: Any) -> NDArray[np.floating[Any]]:
         key, predictor = self._keyed_predictor()
         session = self.cache.attachments.get(self.keys.session, "session")
         if self.fitted.settings.is_frozen or session is None or not session.is_searched:
@@ -115,29 +135,77 @@ class Lookup:
 
     def report(self) -> AdaptationReport:
         """Return what the adaptation did; adapts if nothing has yet."""
-        report = report_of(self.entry(), reader=self.fitted.token)
+        with self._watched():
+            entry = self.entry()
+        report = report_of(entry, reader=self.fitted.token)
         return replace(report, notes=(self.fitted.note, *report.notes)) if self.fitted.note else report
 
     def cost(self) -> Cost:
         """Estimate what adapting would take, as if nothing were in the cache."""
         fitted = self.fitted
-        max_members, n_columns = fitted.settings.recipe.max_members, fitted.rows.shape[1]
+        max_members = fitted.settings.recipe.members(len(fitted.codes), len(fitted.context))
+        n_columns = fitted.rows.shape[1]
         sizes = adapter.Sizes.of(fitted.estimator, self.base, n_columns, max_members)
         demand = Demand(len(fitted.codes), n_columns, fitted.n_classes, len(fitted.context), sizes, fitted.settings)
         return estimate(demand, self.base.device)
 
     def predictor(self) -> Predictor:
         """Return what predicts: fitted on the context rows, with the adapted networks or the frozen ones."""
-        return self._keyed_predictor()[1]
+        with self._watched():
+            return self._keyed_predictor()[1]
+
+    def embed(self, rows: Any) -> Embeddings:
+        """Embed checked rows; adapts if nothing has yet."""
+        with self._watched():
+            return embed(self._keyed_predictor()[1], rows)
+
+    def embed_demonstrations(self) -> Embeddings:
+        """Embed the rows given to `fit`, none with itself in the context; adapts if nothing has yet."""
+        with self._watched():
+            session, rows = self.session(), self.fitted.rows
+            read = embed_known(session, self.entry().tensors, self.fitted.settings.seed)
+            if not session.n_unread:
+                return read
+            # What the network has not read is like a new row to it.
+            unread = np.setdiff1d(np.arange(len(self.fitted.codes)), session.read_rows)
+            found = np.empty((len(self.fitted.codes), read.shape[1]), dtype=read.dtype)
+            found[session.read_rows] = read
+            found[unread] = embed(self._keyed_predictor()[1], take_rows(rows, unread))
+            return found
+
+    @contextmanager
+    def _watched(self) -> Iterator[None]:
+        """Show the first call's progress, where it is wanted and there is something to wait for."""
+        wanted = self.verbose or current_bar() is not None
+        if not wanted or self.fitted.settings.is_frozen or self.keys.adaptation in self.cache:
+            yield
+            return
+        with adaptation_progress(self.verbose, self.fitted.settings, self.cost().seconds) as self._tell:
+            yield
+        self._tell = None
 
     def _keyed_predictor(self) -> tuple[str, Predictor]:
-        entry = self.entry()
+        try:
+            return self._predictor_of(self.entry())
+        except ForeignMemoryError:
+            # Whole, sound in itself, and of another table: as good as missing.
+            self.cache.forget(self.keys.adaptation)
+            return self._predictor_of(self.entry())
+
+    def _predictor_of(self, entry: CacheEntry) -> tuple[str, Predictor]:
+        if self._tell is not None:
+            self._tell.begin("predicting")
         key = self.keys.predictor(entry, self.fitted.settings)
         return key, self.cache.attachments.get_or_build(key, "predictor", lambda: self._build_predictor(entry))
 
     def entry(self) -> CacheEntry:
         """Return fast weights and report from the cache, adapting if it has none."""
-        return self.cache.get_or_compute(self.keys.adaptation, self._adapt)[0]
+        return self.cache.get_or_compute(self.keys.adaptation, self._adapt, self._accepts)[0]
+
+    def _accepts(self, entry: CacheEntry) -> bool:
+        fitted = self.fitted
+        sizes = {"n_rows": len(fitted.codes), "n_context": len(fitted.context)}
+        return is_sound(entry, fitted.settings, self.base, n_classes=int(fitted.codes.max()) + 1, **sizes)
 
     def session(self) -> Session:
         """Return what all adaptations of these demonstrations share."""
@@ -156,8 +224,7 @@ class Lookup:
         cost = self.cost()
         cost.refuse()
         session = self.session()
-        with progress_bar(self.verbose, settings.n_steps, cost.seconds) as tell:
-            adaptation = adapt(session, settings, tell)
+        adaptation = adapt(session, settings, self._tell)
         # It holds first gradients and row embeddings by now.
         self.cache.attachments.resize(self.keys.session, "session", session.nbytes)
         return to_entry(adaptation, fitted.token)
@@ -173,6 +240,8 @@ class Lookup:
             seed=settings.seed,
             recipe=settings.recipe,
             weights=fitted.weights,
+            # Not loaded anew: the checkpoint may have been replaced since the keys were made.
+            base=self.base,
         )
 
     def _build_predictor(self, entry: CacheEntry) -> Predictor:
@@ -180,6 +249,7 @@ class Lookup:
         session = self.cache.attachments.get(self.keys.session, "session")
         return build_predictor(
             fitted.estimator,
+            self.base,
             fitted.settings,
             entry.tensors,
             fitted.rows,
@@ -190,23 +260,3 @@ class Lookup:
             None if session is None else session.columns,
             fitted.weights,
         )
-
-
-@contextmanager
-def progress_bar(verbose: int, total: int, seconds: float) -> Iterator[Callable[[str, int, int], None] | None]:
-    """Show a bar on standard error while adapting; yields ``tell(what, done, total)``, or None if `verbose` is 0.
-
-    `seconds` is what all of it is expected to take.
-    """
-    if not verbose:
-        yield None
-        return
-    with tqdm(total=total, desc="adapting", unit="step", postfix=f"about {seconds:.0f} s in all") as bar:
-
-        def tell(what: str, done: int, of: int) -> None:
-            bar.set_description(what, refresh=False)
-            bar.total = of
-            bar.n = done
-            bar.refresh()
-
-        yield tell

@@ -15,13 +15,14 @@ from torch import Tensor
 from tttabpfn import tabpfn_adapter as adapter
 from tttabpfn.adaptation.episodes import rows_to_read
 from tttabpfn.adaptation.fast_model import predicting_models
-from tttabpfn.adaptation.outcome import adapted_by_gradient, gradient_share, memory_of
+from tttabpfn.adaptation.outcome import adapted_by_gradient, gradient_share, memory_of, memory_tensors_of
 from tttabpfn.adaptation.settings import Settings
-from tttabpfn.inputs.data import distinct_rows, take_rows
+from tttabpfn.inputs.data import take_rows
+from tttabpfn.inputs.distinct import distinct_rows
 from tttabpfn.memory.columns import ColumnEncoder
 from tttabpfn.memory.inputs import MemoryInputs
 from tttabpfn.memory.memory import Memory
-
+from tttabpfn.memory.soundness import shape_of
 
 ROWS_PER_PASS = 16_384
 """Rows predicted at a time: it bounds the peak of memory."""
@@ -53,16 +54,19 @@ class MemoryReader:
 
     def averaged(self, X: Any) -> NDArray[np.floating[Any]]:
         """Mixed probabilities of rows, before thresholds and rounding."""
-        rows = adapter.predict_with_embeddings(self.inner, X)
-        temperature = float(self.inner.softmax_temperature_)
-        keys, cells = self.columns.transform(rows.table)
-        columns = torch.as_tensor(keys, device=rows.logits.device)
-        scaled = rows.logits / temperature
-        inputs = MemoryInputs(rows.embeddings, scaled, columns, cells, self.averages_logits)
+        inputs, temperature = self.inputs(X), float(self.inner.softmax_temperature_)
         with torch.no_grad():
-            return self.memory.to(rows.logits.device).probabilities(
+            return self.memory.to(inputs.logits.device).probabilities(
                 inputs, lambda scaled: adapter.averaged(self.inner, scaled * temperature), backend=self.backend
             )
+
+    def inputs(self, X: Any) -> MemoryInputs:
+        """What the memory reads of rows."""
+        rows = adapter.predict_with_embeddings(self.inner, X)
+        keys, cells = self.columns.transform(rows.table)
+        columns = torch.as_tensor(keys, device=rows.logits.device)
+        scaled = rows.logits / float(self.inner.softmax_temperature_)
+        return MemoryInputs(rows.embeddings, scaled, columns, cells, self.averages_logits)
 
 
 @dataclass(frozen=True)
@@ -121,8 +125,13 @@ class Predictor:
         return adapter.finished(self.memory.inner, mixed)
 
 
+class ForeignMemoryError(Exception):
+    """A memory, sound in itself, is not one of these demonstrations."""
+
+
 def build_predictor(
     estimator: TabPFNClassifier,
+    base: adapter.Base,
     settings: Settings,
     tensors: Mapping[str, Tensor],
     rows: Any,
@@ -139,6 +148,8 @@ def build_predictor(
     ----------
     estimator : TabPFNClassifier
         Settings of the wrapped classifier; not changed.
+    base : Base
+        Its base, the one that was adapted.
     settings : Settings
         What the adaptation was asked to do.
     tensors : mapping of str to Tensor
@@ -160,8 +171,12 @@ def build_predictor(
     -------
     Predictor
         If the adaptation was not to change anything, with what the estimator's own `fit` leaves.
+
+    Raises
+    ------
+    ForeignMemoryError
+        If a memory reads other sizes than the demonstrations have.
     """
-    base = adapter.load_base_for(estimator, int(codes.max()) + 1)
     X, y = take_rows(rows, context), labels[context]
     if settings.is_frozen:
         return Predictor(adapter.fit_tabpfn(estimator, base, X, y), None, 1.0, settings)
@@ -174,7 +189,7 @@ def build_predictor(
             return adapter.fit_tabpfn(estimator, base, X, y, models=models, fit_mode="fit_with_cache")
         fitted = all_members
         if tensors:
-            members = adapter.members_to_adapt(all_members, settings.recipe.max_members)
+            members = adapter.members_to_adapt(all_members, settings.recipe.members(len(codes), len(context)))
             fitted = adapter.with_members(all_members, members)
         return adapter.refit_with_cache(fitted, base, models)
 
@@ -187,5 +202,8 @@ def build_predictor(
         encoder = ColumnEncoder(adapter.category_positions(all_members), seed=0)
         columns = encoder.fit(table, codes[read], None if weights is None else weights[read])
     reader = MemoryReader(fitted_with({}), memory, columns, settings.backend, base.averages_logits)
+    own = memory_tensors_of(tensors)
+    if not shape_of(own, len(memory.log_shares)).fits(reader.inputs(take_rows(rows, context[:1]))):
+        raise ForeignMemoryError
     inner = fitted_with(tensors) if adapted_by_gradient(tensors) else None
     return Predictor(inner, reader, gradient_share(tensors), settings)

@@ -19,6 +19,7 @@ from tttabpfn.tabpfn_adapter.estimator import (
     default_estimator,
     max_context_rows,
     max_features,
+    with_dates,
     with_settled_seed,
 )
 from tttabpfn.tabpfn_adapter.fitting import (
@@ -74,6 +75,7 @@ __all__ = [
     "probabilities",
     "refit_with_cache",
     "select_names",
+    "with_dates",
     "with_members",
     "with_settled_seed",
 ]

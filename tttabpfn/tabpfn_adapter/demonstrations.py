@@ -17,7 +17,8 @@ from tabpfn.utils import get_autocast_context
 from tabpfn.validation import check_input_shape_matches, ensure_compatible_predict_input_sklearn
 from torch import Tensor, nn
 
-from tttabpfn.tabpfn_adapter.base import CPU_CELLS_PER_PASS, Base, private_copies
+from tttabpfn.tabpfn_adapter.base import CPU_CELLS_PER_PASS, Base, castable_copies, private_copies
+from tttabpfn.tabpfn_adapter.estimator import HALF_PRECISIONS
 from tttabpfn.tabpfn_adapter.row_embeddings import RowEmbeddings, given_rows, has_row_stage, multiclass
 
 
@@ -54,6 +55,8 @@ class Demonstrations:
         Whether predictions run under autocast, by the user's wish; what is scored without gradients then does, too.
     weights : Tensor of shape (N,) or None
         Of the rows in losses; None: all the same.
+    half : dtype, optional
+        Half precision that predictions are forced into, by the user's wish; likewise.
     """
 
     members: tuple[_Member, ...]
@@ -62,6 +65,7 @@ class Demonstrations:
     temperature: float
     autocast: bool = False
     weights: Tensor | None = None
+    half: torch.dtype | None = None
 
     @property
     def n_members(self) -> int:
@@ -107,7 +111,8 @@ def prepare_demonstrations(
         On the base's device.
     """
     encoded = encode_rows(inner, X)
-    dtype = inner.forced_inference_dtype_ if inner.forced_inference_dtype_ == torch.float64 else torch.float32
+    forced = inner.forced_inference_dtype_
+    dtype = torch.float64 if forced == torch.float64 else torch.float32
     codes = torch.as_tensor(labels, dtype=torch.long, device=base.device)
     members = []
     for member in inner.executor_.ensemble_members:
@@ -124,9 +129,15 @@ def prepare_demonstrations(
                 model_index=member.config._model_index,
             )
         )
-    temperature, autocast = float(inner.softmax_temperature_), bool(inner.use_autocast_)
-    given = None if weights is None else torch.as_tensor(weights, dtype=torch.float32, device=base.device)
-    return Demonstrations(tuple(members), codes, int(inner.n_classes_), temperature, autocast, given)
+    return Demonstrations(
+        tuple(members),
+        codes,
+        int(inner.n_classes_),
+        temperature=float(inner.softmax_temperature_),
+        autocast=bool(inner.use_autocast_),
+        weights=None if weights is None else torch.as_tensor(weights, dtype=torch.float32, device=base.device),
+        half=forced if forced in HALF_PRECISIONS else None,
+    )
 
 
 def encode_rows(inner: TabPFNClassifier, X: Any) -> np.ndarray:
@@ -193,13 +204,20 @@ def member_logits(
     logits: dict[int, Tensor] = {}
     embedded: dict[int, Tensor] = {}
     rows = torch.cat([context, query])
-    half = demonstrations.autocast and not torch.is_grad_enabled()
+    scoring = not torch.is_grad_enabled()
+    autocast = scoring and demonstrations.autocast
+    # Steps are taken in the base's own precision: in half of it most would be rounded away.
+    half = demonstrations.half if scoring else None
+    if half is not None:
+        models = [model.type(half) for model in castable_copies(models)]
     for group in _groups(models, demonstrations, chosen, len(rows)):
         for positions, x, categorical, given in _batches(demonstrations, group, rows, len(context), known_rows):
             model = models[demonstrations.members[positions[0]].model_index]
             y = torch.stack([demonstrations.members[m].labels[context] for m in positions], dim=1)
+            if half is not None:
+                x, y = x.to(half), y.to(half)
             known = nullcontext() if given is None else given_rows(model, given)
-            with known, get_autocast_context(rows.device, enabled=half):
+            with known, get_autocast_context(rows.device, enabled=autocast):
                 output = model(
                     x,
                     y if len(positions) > 1 else y[:, 0],
@@ -222,9 +240,9 @@ def member_logits(
 def keep_row_embeddings(models: Sequence[nn.Module], demonstrations: Demonstrations) -> RowEmbeddings | None:
     """An empty place for the row embeddings of demonstrations.
 
-    None if the networks have no separate row stage, or run it under autocast where they predict.
+    None if the networks have no separate row stage, or run it in half precision where they predict.
     """
-    if demonstrations.autocast or not all(has_row_stage(model) for model in models):
+    if demonstrations.autocast or demonstrations.half is not None or not all(has_row_stage(model) for model in models):
         return None
 
     def prepare(member: int, rows: Tensor, n_context: int) -> tuple[Tensor, Tensor, int]:

@@ -15,7 +15,7 @@ from tabpfn.base import ModelSpecs, create_inference_engine, resolved_n_estimato
 from tabpfn.preprocessing.ensemble import DEFAULT_N_ESTIMATORS
 from torch import nn
 
-from tttabpfn.tabpfn_adapter.base import Base
+from tttabpfn.tabpfn_adapter.base import Base, castable_copies
 
 
 def fit_tabpfn(
@@ -38,7 +38,7 @@ def fit_tabpfn(
     X, y : array-like of shape (n, n_features), (n,)
         Context rows and labels, as the user gave them.
     models : sequence of Module, optional
-        Networks to predict with, by default the base's own.
+        Private networks to predict with, which TabPFN may cast. By default copies that share the base's tensors.
     fit_mode : str, optional
         By default the estimator's. Any given one turns ``inference_precision="auto"`` into float32, on every device,
         and ``"fit_with_cache"`` keeps the context's keys and values as computed.
@@ -49,7 +49,7 @@ def fit_tabpfn(
         Fitted.
     """
     inner = clone(estimator)
-    inner.model_path = model_specs(base.models if models is None else models, base)
+    inner.model_path = model_specs(castable_copies(base.models) if models is None else models, base)
     # Both overrides are already applied in the base's settings, and TabPFN refuses to be told twice.
     inner.inference_config = None
     inner.softmax_temperature = "auto"
@@ -98,14 +98,14 @@ def refit_with_cache(
     base : Base
         Its base.
     models : sequence of Module, optional
-        Networks to predict with, by default the base's own.
+        Private networks to predict with, by default copies of the base's.
 
     Returns
     -------
     TabPFNClassifier
         Fitted; it shares the fitted preprocessing, which transforming rows only reads.
     """
-    networks = list(base.models if models is None else models)
+    networks = castable_copies(base.models) if models is None else list(models)
     twin = copy.copy(fitted)
     twin.model_path = model_specs(networks, base)
     twin.models_ = networks

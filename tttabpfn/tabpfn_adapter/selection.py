@@ -6,7 +6,9 @@ import re
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 
-NAMED_SELECTIONS = ("in_context", "all", "mlp", "attention", "last_quarter")
+from tttabpfn.choices import SELECTIONS
+
+NAMED_SELECTIONS = tuple(SELECTIONS)
 
 _BLOCK_INDEX = re.compile(r"^(?P<stack>.*?(?:blocks|layers))\.(?P<index>\d+)\.")
 _MLP = re.compile(r"(^|\.)(mlp|linear1|linear2|feed_?forward|ffn?)(\.|$)")
