@@ -28,7 +28,7 @@ _TREE, _TREE_CELL, _TREE_CLASS, _TREE_ROW = 7e-4, 6e-8, 4.5e-8, 3.5e-7
 """Seconds of a tree, of a cell, of a row's class and of a row in it."""
 _LEAVES, _BOOSTED, _BOOSTED_CELL = 1.8, 9e-4, 8e-9
 """Factor on trees grown by leaves instead of levels, and seconds of a boosted tree and of a cell in it."""
-_FIT, _FAMILY = 0.3, 0.05
+_FIT, _FAMILY = 0.5, 0.1
 """Seconds of preparing a table, and of starting a family of parts."""
 _LATER = 0.25
 """Share of the gradient steps after the trial that is counted where they may be given up."""
