@@ -35,7 +35,7 @@ CHILD_PATIENCE = 30.0
 ADAPTATIONS = ("gradient", "memory", "both")
 SIZES = {
     "embed_dim": 16, "dist_embed_num_blocks": 1, "dist_embed_num_heads": 2, "dist_embed_num_inducing_points": 4,
-    "feat_agg_num_blocks": 1, "feat_agg_num_heads": 2, "feat_agg_num_cls_tokens": 2, "nlayers": 2, "icl_num_heads": 2,
+    "feat_agg_num_blocks": 1, "feat_agg_num_heads": 2, "feat_agg_num_cls_tokens": 2, "nlayers": 1, "icl_num_heads": 2,
     "decoder_head_dim": 8, "decoder_num_heads": 2, "softmax_scaling_mlp_hidden_dim": 8,
 }  # fmt: skip
 
@@ -65,8 +65,8 @@ class Bench:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.asked = folder, 0
-        X, y = make_classification(60, 4, n_informative=3, n_redundant=0, random_state=0)
-        self.fit_rows, self.new_rows = (X[:48], y[:48]), X[48:]
+        X, y = make_classification(44, 4, n_informative=3, n_redundant=0, random_state=0)
+        self.fit_rows, self.new_rows = (X[:36], y[:36]), X[36:]
         self.bases = [folder / str(seed) / "tiny-v3.safetensors" for seed in (0, 1)]
         for seed, path in enumerate(self.bases):
             path.parent.mkdir()
@@ -85,7 +85,7 @@ class Bench:
     def fitted(self, adaptation: str, cache: Any, base: Path | None = None, step: float = 1e-2) -> TTTTabPFNClassifier:
         path = str(self.bases[0] if base is None else base)
         estimator = TabPFNClassifier(model_path=path, n_estimators=1, device="cpu", random_state=0)
-        settings = {"n_steps": 2, "step_size": step, "guard": False, "context_size": 24, "chunk_size": 16}
+        settings = {"n_steps": 1, "step_size": step, "guard": False, "context_size": 20, "chunk_size": 16}
         model = TTTTabPFNClassifier(estimator, adaptation=adaptation, cache=cache, random_state=0, **settings)
         return model.fit(*self.fit_rows)
 

@@ -67,12 +67,16 @@ def lines_of(process: subprocess.Popen[bytes]) -> Iterator[dict[str, Any]]:
         yield json.loads(line)
 
 
-def watch(seed: int, count: int) -> list[dict[str, Any]]:
-    """Let a process work, and start another one behind the fault where it hung or died."""
+def watch(seed: int, count: int, minutes: float) -> list[dict[str, Any]]:
+    """Let a process work, and start another one behind the fault where it hung or died; a line for each fault."""
     rows: list[dict[str, Any]] = []
-    while len(rows) < count:
+    end = time.monotonic() + 60 * minutes
+    while len(rows) < count and time.monotonic() < end:
         command = [sys.executable, __file__, "--worker", str(len(rows)), "--faults", str(count), "--seed", str(seed)]
-        process = subprocess.Popen([*command, "--out", os.devnull], stdout=subprocess.PIPE, start_new_session=True)
+        # Unbuffered: a line that waits in a buffer would not be seen by `select`.
+        process = subprocess.Popen(
+            [*command, "--out", os.devnull], stdout=subprocess.PIPE, bufsize=0, start_new_session=True
+        )
         under_way: dict[str, Any] = {"fault": "start"}
         for line in lines_of(process):
             if "outcome" in line:
@@ -80,11 +84,14 @@ def watch(seed: int, count: int) -> list[dict[str, Any]]:
                 if len(rows) % 100 == 0:
                     print(len(rows), dict(Counter(row["outcome"] for row in rows)), flush=True)
             under_way = line
+            if "outcome" in line and time.monotonic() > end:
+                break
+        time.sleep(0.1)
         died = process.poll() is not None
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-        if len(rows) < count:
+        if len(rows) < count and "outcome" not in under_way:
             if under_way["fault"] == "start":
                 raise SystemExit("the worker did not start")
             rows.append({**under_way, "outcome": "error" if died else "hang", "note": "died" if died else "no answer"})
@@ -94,6 +101,7 @@ def watch(seed: int, count: int) -> list[dict[str, Any]]:
 def main() -> None:
     options: argparse.ArgumentParser = parser(__doc__.splitlines()[0], data=False)
     options.add_argument("--faults", type=int, default=3000, metavar="N", help="how many")
+    options.add_argument("--minutes", type=float, default=60.0, metavar="M", help="stop after so many")
     options.add_argument("--seed", type=int, default=0, help="of all faults")
     options.add_argument("--worker", type=int, help=argparse.SUPPRESS)
     arguments = options.parse_args()
@@ -101,7 +109,7 @@ def main() -> None:
         work(arguments.seed, range(arguments.worker, arguments.faults))
         return
     started = time.perf_counter()
-    rows = watch(arguments.seed, arguments.faults)
+    rows = watch(arguments.seed, arguments.faults, arguments.minutes)
     table = []
     for fault in KINDS:
         own = [row for row in rows if row["fault"] == fault.__name__]
@@ -109,7 +117,7 @@ def main() -> None:
         table.append({"fault": fault.__name__, "faults": len(own), **{name: counts[name] for name in reversed(ORDER)}})
         print(table[-1])
     bad = [row for row in rows if row["outcome"] in ORDER[:3]]
-    settings = {"faults": arguments.faults, "seed": arguments.seed}
+    settings = {"faults": len(rows), "seed": arguments.seed}
     totals = Counter(row["outcome"] for row in rows)
     seconds = time.perf_counter() - started
     write(arguments.out, "faults", settings, table, totals=totals, bad=bad, seconds=seconds)
