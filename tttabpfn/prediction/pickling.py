@@ -23,7 +23,7 @@ class PicklingMixin:
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy: what is packed below must not stand on the estimator itself.
-        state = dict(super().__getstate__())  # type: ignore[misc]
+        state: dict[str, Any] = dict(super().__getstate__())  # type: ignore[call-overload]
         # Nothing is loaded or adapted for a pickle: it carries fast weights if they are here.
         if state.get("_stream") is not None:
             state["_stream"] = pack_stream(state["_stream"])
