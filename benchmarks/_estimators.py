@@ -23,6 +23,7 @@ from tttabpfn.adaptation import settings as adaptation_settings
 
 LARGE = 5000
 CLASSICAL = ("logistic_regression", "lightgbm", "xgboost", "catboost", "random_forest")
+NETWORKS = ("realmlp", "tabm")
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,28 @@ def classical(name: str, data: Data, threads: int) -> Any:
     )
     # CatBoost reads categories itself, but wants them as text.
     return make_pipeline(FunctionTransformer(_as_text, kw_args={"columns": categorical}), booster)
+
+
+def network(name: str, data: Data, threads: int) -> Any:
+    """RealMLP or TabM by pytabkit, with the defaults that were tuned on tables of its authors, on a CPU."""
+    try:
+        from pytabkit import RealMLP_TD_Classifier, TabM_D_Classifier
+    except ImportError as error:
+        raise SystemExit(f"{name} needs pytabkit: pip install 'tttabpfn[peers]'") from error
+    kind = {"realmlp": RealMLP_TD_Classifier, "tabm": TabM_D_Classifier}[name]
+    categorical = [c for c in data.table.X.columns if data.table.X[c].dtype == object] + list(
+        data.table.info["categorical"]
+    )
+    model = kind(device="cpu", random_state=data.seed, n_threads=threads, verbosity=0)
+    columns = sorted(set(categorical))
+    # It imputes nothing: a missing number is the column's median, a missing category a level of its own.
+    return make_pipeline(FunctionTransformer(_without_holes, kw_args={"columns": columns}), model)
+
+
+def _without_holes(X: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
+    text = _as_text(X, columns)
+    categories = text.astype(dict.fromkeys(columns, "category"))
+    return categories.fillna(X.drop(columns=columns).median(numeric_only=True))
 
 
 def _as_text(X: pd.DataFrame, columns: list[str]) -> pd.DataFrame:

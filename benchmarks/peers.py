@@ -1,4 +1,4 @@
-"""TTT beside its peers, in one run: frozen TabPFN, TabPFN's own fine-tuning, boosted trees, logistic regression.
+"""TTT beside its peers, in one run: frozen TabPFN, TabPFN's own fine-tuning, boosted trees, networks, linear models.
 
 Every TabPFN starts from the same base weights, takes all training rows as context and predicts with the same number of
 members; every model runs in a process of its own. Fine-tuning runs with its defaults and at a tuned learning rate, and
@@ -18,11 +18,13 @@ import numpy as np
 from _common import load_tables, parser, summary
 from _estimators import (
     CLASSICAL,
+    NETWORKS,
     adaptation_row,
     classical,
     evaluate,
     frozen,
     later_seconds,
+    network,
     split,
     ttt,
     ttt_digest,
@@ -33,7 +35,8 @@ from _running import Run, add_options, base_checkpoint, digest, file_digest, gro
 
 METRICS = ("log_loss", "accuracy", "roc_auc_ovo", "fit_seconds", "first_predict_seconds", "peak_bytes")
 FINETUNED = {"finetuned_default": {}, "finetuned_tuned": {"learning_rate": 3e-4}}
-MODELS = ("ttt", "ttt_context_1/5", "frozen", *FINETUNED, *CLASSICAL[:4])
+MODELS = ("ttt", "ttt_context_1/5", "frozen", *FINETUNED, *CLASSICAL[:4], *NETWORKS)
+WITHOUT_EXTRAS = tuple(name for name in MODELS if name not in NETWORKS)
 
 
 def work(job: dict[str, Any]) -> dict[str, Any]:
@@ -55,6 +58,8 @@ def work(job: dict[str, Any]) -> dict[str, Any]:
 
         model = finetuned(data, checkpoint, members, job["finetune_minutes"], **job["finetune"])
         model.record_on(data.X_test, data.y_test)
+    elif name in NETWORKS:
+        model = network(name, data, job["threads"])
     else:
         model = classical(name, data, job["threads"])
     loaded = peak_bytes()
@@ -145,7 +150,7 @@ def main() -> None:
     """Measure, sum up, draw."""
     arguments = parser(__doc__, plot=True)
     add_options(arguments)
-    arguments.add_argument("--models", nargs="*", choices=MODELS, default=list(MODELS))
+    arguments.add_argument("--models", nargs="*", choices=MODELS, default=list(WITHOUT_EXTRAS))
     arguments.add_argument("--test-rows", type=int, default=1000, help="most test rows")
     arguments.add_argument("--repeats", type=int, default=3, help="predictions after the first")
     arguments.add_argument("--epochs", type=int, help="epochs of the fine-tuning; default: its own")
@@ -161,7 +166,7 @@ def main() -> None:
         for table in load_tables(options.data, options.tables):
             for model in options.models:
                 depends: list[Any] = [common]
-                if model not in CLASSICAL:
+                if model not in (*CLASSICAL, *NETWORKS):
                     depends.append(file_digest(checkpoint))
                 if model.startswith("ttt"):
                     depends.append(ttt_digest(options.n_steps))

@@ -2,7 +2,7 @@
 
 Generated tables (30 columns, two classes, a smooth part, interactions and thresholds, label noise) and, with `--data`,
 real ones of thousands of rows. Every model runs in a process of its own: TTT with its defaults, CatBoost, LightGBM and
-logistic regression on all rows, and plain TabPFN on as many random rows as TTT keeps as context. Up to 100,000 test rows.
+logistic regression on all rows, and plain TabPFN on as many random rows as TTT keeps as context.
 The slope is that of the logarithm of seconds against that of rows.
 """
 
