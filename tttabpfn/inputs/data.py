@@ -50,6 +50,10 @@ def check_rows(X: Any, *, estimator: Any, min_rows: int) -> Any:
     if sparse.issparse(X):
         raise TypeError("Sparse data was passed for X, but dense data is required. Use '.toarray()' to convert it.")
     if not is_frame(X):
+        if getattr(getattr(X, "dtype", None), "kind", "") == "c":
+            raise ValueError(
+                "Complex data not supported: X holds complex numbers; give real and imaginary parts apart."
+            )
         array = check_array(
             as_plain("X", X), dtype=None, ensure_all_finite=False, ensure_min_samples=min_rows, estimator=estimator,
             input_name="X",

@@ -15,6 +15,7 @@ from tttabpfn.choices import ADAPTATIONS
 from tttabpfn.fast_weights.dispatch import BACKENDS
 from tttabpfn.fast_weights.rules import RULES
 
+MAX_INT = 2**31 - 1
 MAX_STEP_SIZE = 1e4
 """Far above any step that trains under any rule; larger ones end in weights without meaning."""
 
@@ -75,6 +76,8 @@ def _integer(name: str, value: Any, minimum: int) -> None:
         raise TypeError(f"{name} must be an int >= {minimum}, got {value!r} of type {type(value).__name__}.")
     if value < minimum:
         raise ValueError(f"{name} must be an int >= {minimum}, got {value!r}.")
+    if value > MAX_INT:
+        raise ValueError(f"{name} must be an int <= {MAX_INT}, got {value!r}.")
 
 
 def _one_of(name: str, value: Any, allowed: Collection[str]) -> None:
