@@ -199,6 +199,7 @@ DATA = {
         ValueError,
         "y must hold numbers, text, true or false, or dates, got labels of type tuple.",
     ),
+    "y_far_too_large": (_table()[0], [1, 10**400] * 40, ValueError, "y holds whole numbers of more than 64 bits"),
     "X_gradient": (torch.ones(80, 5, requires_grad=True), _table()[1], ValueError, "X is a tensor that requires"),
     "lists": (_cells([[1, 2], [3]]), _table()[1], ValueError, ODD + "holds cells of type list; a cell must be a"),
     "arrays": (_cells([np.ones(2)]), _table()[1], ValueError, ODD + "holds cells of type ndarray;"),

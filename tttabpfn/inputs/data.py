@@ -203,6 +203,8 @@ def _refuse_odd_labels(labels: NDArray[Any]) -> None:
     if odd:
         named = ", ".join(sorted(kind.__name__ for kind in odd))
         raise ValueError(f"y must hold numbers, text, true or false, or dates, got labels of type {named}.")
+    if any(isinstance(label, int) and abs(label) >= 2**63 for label in labels.tolist()):
+        raise ValueError("y holds whole numbers of more than 64 bits; give these labels as text.")
 
 
 def check_class_counts(

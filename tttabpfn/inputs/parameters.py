@@ -11,13 +11,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tttabpfn.cache.shared import FastWeightCache
-from tttabpfn.choices import ADAPTATIONS
+from tttabpfn.choices import ADAPTATIONS, MAX_STEP_SIZE
 from tttabpfn.fast_weights.dispatch import BACKENDS
 from tttabpfn.fast_weights.rules import RULES
 
 MAX_INT = 2**31 - 1
-MAX_STEP_SIZE = 1e4
-"""Far above any step that trains under any rule; larger ones end in weights without meaning."""
 
 
 def check_parameters(parameters: dict[str, Any], selections: Sequence[str]) -> None:
