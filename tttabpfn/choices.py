@@ -14,3 +14,6 @@ SELECTIONS = {
     "last_quarter": "the last quarter of the blocks",
 }
 """Named parts of a network that may adapt (`fast_weights`)."""
+
+MAX_STEP_SIZE = 1e4
+"""Far above any step that trains under any rule; larger ones end in weights without meaning."""

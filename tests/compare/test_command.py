@@ -4,6 +4,7 @@ import gzip
 import os
 import re
 import sys
+import warnings
 
 import numpy as np
 import pandas as pd
@@ -13,7 +14,7 @@ from sklearn.metrics import log_loss
 
 from tttabpfn import TTTTabPFNClassifier
 from tttabpfn.choices import ADAPTATIONS, SELECTIONS
-from tttabpfn.compare.command import main
+from tttabpfn.compare.command import _each_warning_once, main
 from tttabpfn.compare.differences import differences
 from tttabpfn.compare.measure import ModelScores, score
 from tttabpfn.compare.output import advise, figure
@@ -228,6 +229,16 @@ def test_a_context_above_the_rows_is_all_of_them_and_says_so(capsys):
     X, y = load_iris(return_X_y=True)
     fitted = TTTTabPFNClassifier(context_size=151, n_steps=0, random_state=0).fit(X, y)
     assert fitted.adaptation_report().notes == ("context_size=151 keeps all 150 rows as context",)
+
+
+# Seen to fail: with warnings shown as they come, once for each line of code that fits.
+def test_warnings_come_once_and_as_notes(capsys):
+    with _each_warning_once(debug=False):
+        for _ in range(3):
+            warnings.warn("the folder is full", UserWarning, stacklevel=1)
+            warnings.warn("These columns look like free text", UserWarning, stacklevel=1)
+            warnings.warn("divide by zero", RuntimeWarning, stacklevel=1)
+    assert capsys.readouterr().err == "note: the folder is full\n"
 
 
 def test_frozen_on_all_rows_can_be_skipped(capsys):

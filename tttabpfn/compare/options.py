@@ -6,10 +6,9 @@ import argparse
 import math
 from collections.abc import Callable
 
-from tttabpfn.choices import ADAPTATIONS, SELECTIONS
+from tttabpfn.choices import ADAPTATIONS, MAX_STEP_SIZE, SELECTIONS
 from tttabpfn.fast_weights.rules import RULES
 
-MAX_STEP_SIZE = 1e4
 SEPARATORS = {"auto": None, "tab": "\t", "comma": ",", "semicolon": ";", "pipe": "|", "space": " "}
 
 

@@ -50,6 +50,10 @@ def check_rows(X: Any, *, estimator: Any, min_rows: int) -> Any:
     if sparse.issparse(X):
         raise TypeError("Sparse data was passed for X, but dense data is required. Use '.toarray()' to convert it.")
     if not is_frame(X):
+        if getattr(getattr(X, "dtype", None), "kind", "") == "c":
+            raise ValueError(
+                "Complex data not supported: X holds complex numbers; give real and imaginary parts apart."
+            )
         array = check_array(
             as_plain("X", X), dtype=None, ensure_all_finite=False, ensure_min_samples=min_rows, estimator=estimator,
             input_name="X",
@@ -205,6 +209,8 @@ def _refuse_odd_labels(labels: NDArray[Any]) -> None:
     if odd:
         named = ", ".join(sorted(kind.__name__ for kind in odd))
         raise ValueError(f"y must hold numbers, text, true or false, or dates, got labels of type {named}.")
+    if any(isinstance(label, int) and abs(label) >= 2**63 for label in labels.tolist()):
+        raise ValueError("y holds whole numbers of more than 64 bits; give these labels as text.")
 
 
 def check_class_counts(classes: NDArray[Any], codes: NDArray[np.int64], *, adapts: bool) -> None:

@@ -11,13 +11,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tttabpfn.cache.shared import FastWeightCache
-from tttabpfn.choices import ADAPTATIONS
+from tttabpfn.choices import ADAPTATIONS, MAX_STEP_SIZE
 from tttabpfn.fast_weights.dispatch import BACKENDS
 from tttabpfn.fast_weights.rules import RULES
 from tttabpfn.inputs.weights import check_class_weight
 
-MAX_STEP_SIZE = 1e4
-"""Far above any step that trains under any rule; larger ones end in weights without meaning."""
+MAX_INT = 2**31 - 1
 
 
 def check_parameters(parameters: dict[str, Any], selections: Sequence[str]) -> None:
@@ -77,6 +76,8 @@ def _integer(name: str, value: Any, minimum: int) -> None:
         raise TypeError(f"{name} must be an int >= {minimum}, got {value!r} of type {type(value).__name__}.")
     if value < minimum:
         raise ValueError(f"{name} must be an int >= {minimum}, got {value!r}.")
+    if value > MAX_INT:
+        raise ValueError(f"{name} must be an int <= {MAX_INT}, got {value!r}.")
 
 
 def _one_of(name: str, value: Any, allowed: Collection[str]) -> None:

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import numbers
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from safetensors import SafetensorError, safe_open
 from sklearn.base import clone
 from tabpfn import TabPFNClassifier
@@ -21,6 +17,7 @@ from tabpfn.settings import settings
 from tabpfn.utils import infer_devices, infer_random_state
 
 from tttabpfn import checkpoints
+from tttabpfn.tabpfn_adapter.estimator_values import check_values
 
 HALF_PRECISIONS = (torch.bfloat16, torch.float16)
 """Forced precisions of predictions in which nothing can be trained."""
@@ -169,6 +166,7 @@ def check_estimator_settings(estimator: TabPFNClassifier) -> None:
     ValueError
         If its value is out of range, adaptation cannot honour it, or the device is not there.
     """
+    check_values(estimator)
     if estimator.fit_mode == "batched":
         raise ValueError(
             'estimator.fit_mode must be "fit_preprocessors", "low_memory" or "fit_with_cache", got "batched".'
@@ -179,54 +177,6 @@ def check_estimator_settings(estimator: TabPFNClassifier) -> None:
     if not any(precision is allowed or precision == allowed for allowed in PRECISIONS):
         named = ", ".join(repr(allowed) for allowed in PRECISIONS)
         raise ValueError(f"estimator.inference_precision must be one of {named}, got {precision!r}.")
-    _check_number(estimator, "n_estimators", numbers.Integral, 'an int >= 1 or "auto"', lambda value: value >= 1)
-    _check_number(
-        estimator,
-        "softmax_temperature",
-        numbers.Real,
-        'a float from 1e-3 to 1e3 or "auto"',
-        lambda value: 1e-3 <= value <= 1e3,
-    )
-    config = estimator.inference_config
-    if not (config is None or isinstance(config, dict | InferenceConfig)):
-        raise TypeError(
-            "estimator.inference_config must be None, a dict of settings or an InferenceConfig, got "
-            f"{config!r} of type {type(config).__name__}."
-        )
-    if isinstance(config, dict):
-        known = {field.name for field in dataclasses.fields(InferenceConfig)}
-        unknown = sorted(set(map(str, config)) - known)
-        if unknown:
-            raise ValueError(
-                f"estimator.inference_config: {unknown[0]!r} is no setting; known ones are {', '.join(sorted(known))}."
-            )
-    _check_device(estimator.device)
-
-
-def _check_number(
-    estimator: TabPFNClassifier, name: str, kind: type, allowed: str, fits: Callable[[Any], bool]
-) -> None:
-    value = getattr(estimator, name)
-    if isinstance(value, str) and value == "auto":
-        return
-    if isinstance(value, bool) or not isinstance(value, kind):
-        raise TypeError(f"estimator.{name} must be {allowed}, got {value!r} of type {type(value).__name__}.")
-    if not fits(value):
-        raise ValueError(f"estimator.{name} must be {allowed}, got {value!r}.")
-
-
-def _check_device(device: Any) -> None:
-    """Raise a ValueError naming a device that torch cannot use here."""
-    try:
-        found = infer_devices(device)
-    except (ValueError, RuntimeError, TypeError) as error:
-        raise ValueError(f"estimator.device: {device!r} cannot be used: {error}") from error
-    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    for one in found:
-        if one.type == "cuda" and (one.index or 0) >= gpus:
-            raise ValueError(f'estimator.device: {device!r} is not there: torch finds {gpus} CUDA GPUs; try "auto".')
-        if one.type not in ("cpu", "cuda", "mps", "xpu"):
-            raise ValueError(f'estimator.device: {device!r} holds no data; use "auto", "cpu" or "cuda".')
 
 
 def with_dates(estimator: TabPFNClassifier) -> TabPFNClassifier:
