@@ -352,3 +352,23 @@ def test_without_evidence_the_memory_keeps_its_prior_share(classifier, clusters)
     assert report.loss_frozen is not None
     assert report.loss_adapted is not None
     assert report.n_held_back > 0
+
+
+# Seen to fail: with the comparison made on what predicts alone.
+def test_the_report_says_where_more_context_would_be_better(monkeypatch):
+    from sklearn.datasets import load_digits
+
+    from tttabpfn import TTTTabPFNClassifier
+    from tttabpfn.adaptation import memory as module
+
+    X, y = load_digits(return_X_y=True)
+    parameters = {"n_steps": 1, "adaptation": "memory", "random_state": 0}
+    few = TTTTabPFNClassifier(context_size=40, cache=FastWeightCache(), **parameters).fit(X[:300], y[:300])
+    (note,) = few.adaptation_report().notes
+    assert note.startswith("TabPFN with all 300 rows as context does better by ")
+    assert note.endswith("on 75 rows: try context_size=None")
+    most = TTTTabPFNClassifier(context_size=240, cache=FastWeightCache(), **parameters).fit(X[:300], y[:300])
+    assert not most.adaptation_report().notes
+    monkeypatch.setattr(module, "_CLEAR", 10.0)
+    again = TTTTabPFNClassifier(context_size=40, cache=FastWeightCache(), **parameters).fit(X[:300], y[:300])
+    assert not again.adaptation_report().notes

@@ -13,7 +13,7 @@ from torch import Tensor
 from tttabpfn import tabpfn_adapter as adapter
 from tttabpfn.adaptation.deadline import Deadline
 from tttabpfn.adaptation.episodes import RowIndices, query_folds, seeded, stratified_parts, stratified_rows
-from tttabpfn.adaptation.guard import Verdict, row_losses, weigh
+from tttabpfn.adaptation.guard import Verdict, judge, row_losses, weigh
 from tttabpfn.adaptation.outcome import Progress, WrittenMemory
 from tttabpfn.adaptation.session import Session
 from tttabpfn.adaptation.settings import Settings
@@ -25,7 +25,10 @@ from tttabpfn.memory.parts import Written, write_family
 from tttabpfn.memory.rows import KeyScale
 from tttabpfn.memory.settings import MemorySettings
 
-FOLD_BRANCH, PART_BRANCH, START_BRANCH, SCORED_BRANCH = 10, 11, 12, 14
+FOLD_BRANCH, PART_BRANCH, START_BRANCH, SCORED_BRANCH, MORE_BRANCH = 10, 11, 12, 14, 15
+_CHEAP_CONTEXT = 1000
+_CLEAR = 0.01
+"""Nats per row."""
 _EMBEDDING = 0.5
 """Share of the work that embedding is, about."""
 MIN_ROWS = 8
@@ -140,6 +143,7 @@ class MemoryWriter:
         if not self.guard:
             verdict, share = replace(verdict, accepted=True, reason=f"guard=False; {verdict.reason}"), 1.0
         if not verdict.accepted:
+            self._compare_with_more_context(rows, before)
             return WrittenMemory(None, verdict, rows, frozen, tuple(self.notes), before, after, weights)
 
         chosen = parts[:, np.arange(len(labels)), labels]
@@ -156,7 +160,31 @@ class MemoryWriter:
         )
         mixed = share * crossed + (1.0 - share) * frozen
         losses = row_losses(session.scores.finished(mixed), labels)
+        self._compare_with_more_context(rows, losses)
         return WrittenMemory(memory, verdict, rows, mixed, tuple(self.notes), before, losses, weights)
+
+    def _compare_with_more_context(self, rows: RowIndices, losses: NDArray[np.float64]) -> None:
+        """Note it if TabPFN with all rows as context clearly does better than what predicts; two members say so."""
+        session = self.session
+        labels, context = session.labels, session.split.context
+        outside = np.flatnonzero(~np.isin(rows, context))
+        # Beyond what is cheap nobody would want them all; below, the context is most of them already.
+        if session.n_demonstrations > _CHEAP_CONTEXT or len(context) > 0.75 * len(labels) or len(outside) < MIN_ROWS:
+            return
+        asked = stratified_rows(
+            labels[rows], outside, min(len(outside), len(labels) // 4), seeded(self.seed, MORE_BRANCH)
+        )
+        demonstrations, members = session.demonstrations, list(range(min(2, session.demonstrations.n_members)))
+        device = demonstrations.labels.device
+        given = torch.as_tensor(np.setdiff1d(np.arange(len(labels)), rows[asked]), device=device)
+        query = torch.as_tensor(rows[asked], device=device)
+        output = adapter.member_logits(session.frozen, demonstrations, given, query, members)
+        found = judge(losses[asked], session.scores.of_rows(output.logits, rows[asked]), evidence=2.0)
+        if found.accepted and found.gain > _CLEAR:
+            self.notes.append(
+                f"TabPFN with all {len(labels)} rows as context does better by {found.gain:.3f} +- "
+                f"{found.standard_error:.3f} in log loss on {len(asked)} rows: try context_size=None"
+            )
 
     def _held_back(self, embedded: Embedded) -> NDArray[np.int64]:
         """The fold whose writing does without each row: its own; of many rows, one fold for some, -1 for the others."""
