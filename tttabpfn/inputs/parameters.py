@@ -72,9 +72,10 @@ def _number(name: str, value: Any, allowed: str, *, minimum: float, maximum: flo
 def _integer(name: str, value: Any, minimum: int) -> None:
     if _is_bool(value) or not isinstance(value, numbers.Integral):
         raise TypeError(f"{name} must be an int >= {minimum}, got {value!r} of type {type(value).__name__}.")
-    if value < minimum:
+    number: Any = value
+    if number < minimum:
         raise ValueError(f"{name} must be an int >= {minimum}, got {value!r}.")
-    if value > MAX_INT:
+    if number > MAX_INT:
         raise ValueError(f"{name} must be an int <= {MAX_INT}, got {value!r}.")
 
 

@@ -41,7 +41,8 @@ def _is_auto(value: Any) -> bool:
 
 
 def _is_positive(value: Any) -> bool:
-    return isinstance(value, numbers.Real) and not _is_flag(value) and bool(0 < value < np.inf)
+    number: Any = value
+    return isinstance(value, numbers.Real) and not _is_flag(value) and bool(0 < number < np.inf)
 
 
 def _is_metric(value: Any) -> bool:
