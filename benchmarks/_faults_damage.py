@@ -109,7 +109,7 @@ def signed_anew(rng: random.Random, entry: CacheEntry, other: CacheEntry) -> Cac
         lambda: tensors.update({name + rng.choice(["x", "/", ":"]): tensors.pop(name)}),
         reshape,
         lambda: tensors.update({name: tensors[name].to(rng.choice([torch.float16, torch.int64]))}),
-        lambda: tensors.update({name: torch.full_like(tensors[name], float("nan"))}),
+        lambda: tensors.update({name: torch.full(tensors[name].shape, float("nan"))}),
         swap_kind,
         lambda: header.clear(),
         lambda: header.pop(rng.choice(["report", "creator"])),
