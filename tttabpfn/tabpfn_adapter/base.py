@@ -74,6 +74,9 @@ class Base:
     lock: Any = field(default_factory=threading.RLock, repr=False, compare=False)
 
 
+_ANY_NUMBER = 1_000_000
+
+
 def _before_fork() -> None:
     # A child must not find a network half built, nor TabPFN's own state while it builds one.
     _held_over_fork.append(_bases_lock.acquire(timeout=_FORK_WAIT))
@@ -191,7 +194,12 @@ def _load(estimator: TabPFNClassifier) -> Base:
         raise ValueError(f"estimator.model_path: {named} is damaged or holds more than weights: {error}") from error
     if is_bundled(estimator):
         # The general CPU limit is set for far larger networks than the bundled one.
-        inference_config = dataclasses.replace(inference_config, MAX_CPU_SAMPLES=inference_config.MAX_NUMBER_OF_SAMPLES)
+        # TabPFN gives each ensemble member a part of wide tables, but warns of them or refuses them all the same.
+        inference_config = dataclasses.replace(
+            inference_config,
+            MAX_CPU_SAMPLES=inference_config.MAX_NUMBER_OF_SAMPLES,
+            MAX_NUMBER_OF_FEATURES=_ANY_NUMBER,
+        )
     if os.environ.get("TABPFN_MODEL_CACHE_SIZE"):
         # TabPFN then hands the same networks to its own classifiers, which cast and move them.
         probe.models_ = copy.deepcopy(probe.models_)

@@ -146,8 +146,11 @@ def max_features(estimator: TabPFNClassifier, declared: dict[str, Any]) -> int |
     """Columns that the wrapped estimator takes at most unless told to ignore its limits; None: not known yet.
 
     `declared` is what `declared_limits` returned. Dates and texts may become several columns each, which only TabPFN
-    can count.
+    can count. The bundled base takes any number: of more than 500 each ensemble member sees a random part, and the
+    memory reads them all.
     """
+    if is_bundled(estimator):
+        return None
     limit = declared.get("MAX_NUMBER_OF_FEATURES")
     return None if limit is None or estimator.ignore_pretraining_limits else int(limit)
 

@@ -75,6 +75,8 @@ class Sizes:
         width = int(getattr(model, "embedding_dim", getattr(model, "emsize", 128)))
         members = estimator.n_estimators
         left_open = isinstance(members, str)
+        # Of wide tables every member sees a part.
+        seen = min(n_columns, *(one.max_features_per_estimator for one in base.inference_config.PREPROCESS_TRANSFORMS))
         count = DEFAULT_N_ESTIMATORS if left_open else int(members)
         return cls(
             cell_parameters=sum(sizes.values()) - rows,
@@ -82,7 +84,7 @@ class Sizes:
             cell_width=int(getattr(model, "emsize", width)),
             row_width=width,
             layers=max(1, len(getattr(model, "icl_blocks", getattr(model, "blocks", ())))),
-            columns=n_columns + _products(base.inference_config.POLYNOMIAL_FEATURES, n_columns),
+            columns=seen + _products(base.inference_config.POLYNOMIAL_FEATURES, seen),
             members=count,
             adapting=min(count, max_members) if left_open else count,
             nbytes=sum(model_bytes(one) for one in base.models),
