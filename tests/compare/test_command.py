@@ -3,6 +3,7 @@
 import gzip
 import os
 import re
+import subprocess
 import sys
 import warnings
 
@@ -239,6 +240,24 @@ def test_warnings_come_once_and_as_notes(capsys):
             warnings.warn("These columns look like free text", UserWarning, stacklevel=1)
             warnings.warn("divide by zero", RuntimeWarning, stacklevel=1)
     assert capsys.readouterr().err == "note: the folder is full\n"
+
+
+# Seen to fail: with the first line printed once the table was read, behind the import of torch and TabPFN.
+def test_the_first_line_comes_before_anything_heavy_loads():
+    code = (
+        "import io, sys\n"
+        "class Out(io.StringIO):\n"
+        "    def write(self, text):\n"
+        '        sys.stderr.write(f\'{text}:{sorted({"torch", "pandas", "tabpfn"} & set(sys.modules))}\')\n'
+        "        sys.exit()\n"
+        "sys.stdout = Out()\n"
+        "from tttabpfn.compare.command import main\n"
+        "main(sys.argv[1:])\n"
+    )
+    for arguments in (["compare", "iris"], ["predict", "a.csv", "b.csv", "--target", "y", "--out", "o.csv"]):
+        run = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
+        assert run.stderr.startswith("Reading ")
+        assert run.stderr.endswith(":[]")
 
 
 def test_frozen_on_all_rows_can_be_skipped(capsys):

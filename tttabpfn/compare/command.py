@@ -142,9 +142,11 @@ def _reading(options: argparse.Namespace) -> Reading:
 
 
 def _compare(options: argparse.Namespace) -> None:
-    from tttabpfn.compare.output import check_plot
-
+    # Said before the libraries load, which takes seconds.
+    print(f"Reading {options.data}", flush=True)
     if options.plot is not None:
+        from tttabpfn.compare.output import check_plot
+
         check_plot(Path(options.plot))
     from tttabpfn.compare.tables import load_table, split_table
 
@@ -171,6 +173,7 @@ def _compare(options: argparse.Namespace) -> None:
 
 
 def _predict(options: argparse.Namespace) -> None:
+    print(f"Reading {options.train} and {options.new}", flush=True)
     from tttabpfn.compare.predict import check_out, load_new, predict_rows, sample, write
     from tttabpfn.compare.tables import load_table
 
