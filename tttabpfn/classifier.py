@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.base import BaseEstimator, ClassifierMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin
+from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 from tabpfn import TabPFNClassifier
 
@@ -34,8 +34,6 @@ class TTTTabPFNClassifier(
     EmbeddingMixin,
     StreamingMixin,
     PicklingMixin,
-    ClassNamePrefixFeaturesOutMixin,
-    TransformerMixin,
     ClassifierMixin,
     BaseEstimator,
 ):

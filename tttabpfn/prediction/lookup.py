@@ -205,7 +205,7 @@ class Lookup:
     def _accepts(self, entry: CacheEntry) -> bool:
         fitted = self.fitted
         sizes = {"n_rows": len(fitted.codes), "n_context": len(fitted.context)}
-        return is_sound(entry, fitted.settings, self.base, n_classes=int(fitted.codes.max()) + 1, **sizes)
+        return is_sound(entry, fitted.settings, self.base, n_classes=fitted.n_classes, **sizes)
 
     def session(self) -> Session:
         """Return what all adaptations of these demonstrations share."""

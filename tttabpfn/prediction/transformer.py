@@ -7,13 +7,14 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from tttabpfn.inputs import data
 from tttabpfn.prediction.lookup import Fitted, Lookup
 
 
-class EmbeddingMixin:
+class EmbeddingMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
     """Embeds rows with the networks that predict."""
 
     _fitted: Fitted
