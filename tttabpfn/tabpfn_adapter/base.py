@@ -60,8 +60,6 @@ class Base:
         wrapped estimator says.
     widened : dict of int to Base
         The same base for more classes than it was trained on, by their number.
-    lock : RLock
-        Held while `widened` changes.
     """
 
     models: tuple[Any, ...]
@@ -71,7 +69,6 @@ class Base:
     device: torch.device
     averages_logits: bool = False
     widened: dict[int, Base] = field(default_factory=dict, repr=False, compare=False)
-    lock: Any = field(default_factory=threading.RLock, repr=False, compare=False)
 
 
 _ANY_NUMBER = 1_000_000
@@ -95,6 +92,14 @@ def _after_fork_in_child() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
+
+
+def widened_once(base: Base, n_classes: int, make: Callable[[], Base]) -> Base:
+    """A base widened to a number of classes, made by the first who asks; fresh locks in a fork hold here, too."""
+    with _bases_lock:
+        if n_classes not in base.widened:
+            base.widened[n_classes] = make()
+        return base.widened[n_classes]
 
 
 def loaded_base(estimator: TabPFNClassifier) -> Base | None:

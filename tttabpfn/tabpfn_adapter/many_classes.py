@@ -22,7 +22,7 @@ from tabpfn.architectures import tabpfn_v3, tabpfn_v3_5
 from torch import Tensor, nn
 
 from tttabpfn.cache.fingerprint import fingerprint
-from tttabpfn.tabpfn_adapter.base import Base, load_base
+from tttabpfn.tabpfn_adapter.base import Base, load_base, widened_once
 
 TEMPERATURE = 0.5
 """Factor on the softmax temperature: the mean of the members' logits is flatter than their sum, which codes ask for.
@@ -56,10 +56,9 @@ def load_base_for(estimator: TabPFNClassifier, n_classes: int) -> Base:
     base = load_base(estimator)
     if n_classes <= min(base.inference_config.MAX_NUMBER_OF_CLASSES, *map(_max_labels, base.models)):
         return base
-    with base.lock:
-        if n_classes not in base.widened:
-            base.widened[n_classes] = _widened(base, n_classes, keeps_temperature=_own_temperature(estimator))
-        return base.widened[n_classes]
+    return widened_once(
+        base, n_classes, lambda: _widened(base, n_classes, keeps_temperature=_own_temperature(estimator))
+    )
 
 
 def _own_temperature(estimator: TabPFNClassifier) -> bool:
