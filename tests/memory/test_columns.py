@@ -40,7 +40,8 @@ def test_widths_are_what_the_columns_hold():
     keys, cells = fitted(table, labels).transform(table)
     # Three numbers, one with holes; 3 levels and missing; 12 levels of 30, the last for all others; 3 class shares.
     assert cells.shape == (120, 3 + 1 + 4 + MAX_LEVELS + 3)
-    assert keys.shape == (120, cells.shape[1] + 3 + 4)  # and a rank of each number, and a key of each of 4 values
+    # Keys hold no class share, but a rank of each number, and one of each of 4 values.
+    assert keys.shape == (120, cells.shape[1] - 3 + 3 + 4)
     assert keys.dtype == cells.dtype == np.float32
 
 
@@ -50,8 +51,8 @@ def test_keys_are_centred_and_numbers_have_unit_variance():
     np.testing.assert_allclose(keys.mean(axis=0), 0.0, atol=1e-5)
     for position in range(3):
         np.testing.assert_allclose(keys[:, position].std(), 1.0, rtol=1e-5)
-    binary = np.isin(cells, (0.0, 1.0)).all(axis=0)
-    np.testing.assert_allclose(np.ptp(keys[:, : cells.shape[1]][:, binary], axis=0), 1.0, rtol=1e-6)
+    binary = np.isin(cells[:, :-3], (0.0, 1.0)).all(axis=0)
+    np.testing.assert_allclose(np.ptp(keys[:, : len(binary)][:, binary], axis=0), 1.0, rtol=1e-6)
 
 
 def test_a_missing_number_is_the_median_and_says_so():
@@ -97,6 +98,22 @@ def test_a_rows_own_label_never_changes_its_own_class_share():
     same_level = ~own & (table[:, 5] == table[9, 5])
     assert same_level.any()
     assert (after[same_level] != before[same_level]).any(axis=1).all()
+
+
+# Seen to fail: with held-back labels in the class shares of the rows that are written.
+def test_labels_that_are_held_back_go_into_no_cell():
+    table, labels = mixed_table()
+    folds = np.arange(120) % 4
+    held_back = folds == 2
+    encoder = fitted(table, labels)
+    assert encoder.reads_labels
+    before = encoder.cells_without(table, labels, folds, held_back)
+    changed = np.where(held_back, (labels + 1) % 3, labels)
+    np.testing.assert_array_equal(encoder.cells_without(table, changed, folds, held_back), before)
+    expected = LevelShares.of(table[~held_back, 5], labels[~held_back], 3).read(table[held_back, 5])
+    np.testing.assert_allclose(before[held_back, -3:], expected, rtol=1e-6)
+    known = encoder.transform_known(table, labels, folds)[1]
+    np.testing.assert_array_equal(before[:, :-3], known[:, :-3])
 
 
 def test_only_class_shares_tell_known_rows_from_new_ones():

@@ -117,10 +117,10 @@ class MemoryWriter:
         keys, cells = session.columns.transform_known(session.table[embedded.rows], labels, embedded.folds, weights)
         columns = torch.as_tensor(keys, device=embedded.logits.device)
         averages = session.base.averages_logits
-        inputs = MemoryInputs(embedded.embeddings, embedded.logits, columns, cells, averages)
-        scale = KeyScale.of(embedded.embeddings)
-
         held_back = self._held_back(embedded)
+        by_fold = self._cells_by_fold(embedded, labels, held_back, weights)
+        inputs = MemoryInputs(embedded.embeddings, embedded.logits, columns, cells, averages, by_fold)
+        scale = KeyScale.of(embedded.embeddings)
         written = self._written(inputs, scale, labels, held_back, log_shares, weights)
         scored = np.flatnonzero(held_back >= 0)
         rows, labels = embedded.rows[scored], labels[scored]
@@ -162,6 +162,22 @@ class MemoryWriter:
         losses = row_losses(session.scores.finished(mixed), labels)
         self._compare_with_more_context(rows, losses)
         return WrittenMemory(memory, verdict, rows, mixed, tuple(self.notes), before, losses, weights)
+
+    def _cells_by_fold(
+        self,
+        embedded: Embedded,
+        labels: NDArray[np.int64],
+        held_back: NDArray[np.int64],
+        weights: NDArray[np.float64] | None,
+    ) -> tuple[NDArray[np.float32], ...]:
+        """Cells for the writing without each fold, where labels go into cells."""
+        columns, table = self.session.columns, self.session.table[embedded.rows]
+        if not columns.reads_labels:
+            return ()
+        return tuple(
+            columns.cells_without(table, labels, embedded.folds, held_back == fold, weights)
+            for fold in range(int(held_back.max()) + 1)
+        )
 
     def _compare_with_more_context(self, rows: RowIndices, losses: NDArray[np.float64]) -> None:
         """Note it if TabPFN with all rows as context clearly does better than what predicts; two members say so."""

@@ -1,4 +1,4 @@
-"""The table's own columns as keys: numbers scaled and ranked, categories one-hot and as class shares."""
+"""The table's own columns: keys of numbers, scaled and ranked, and of levels; cells for trees, with class shares."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class ColumnEncoder:
     """Turns a numeric table with missing cells into dense keys, and into cells that trees split.
 
     A number becomes a standardised and a normally ranked key, one key for its missing cells, and one key a value where
-    it has few. A category, coded as a number, becomes one key a frequent level; one with many levels also becomes one
-    key a class, the class's share at the row's level (`LevelShares`).
+    it has few. A category, coded as a number, becomes one key a frequent level. Trees split numbers, missing cells and
+    levels; of a category with many levels also each class's share at the row's level (`LevelShares`).
 
     Parameters
     ----------
@@ -118,7 +118,7 @@ class ColumnEncoder:
         Returns
         -------
         keys : ndarray of shape (N, D), float32
-            About zero mean; numbers and class shares have about unit variance.
+            About zero mean; numbers have about unit variance. No label goes into them.
         cells : ndarray of shape (N, B), float32
             What trees split: numbers, missing cells, levels and class shares.
         """
@@ -129,6 +129,49 @@ class ColumnEncoder:
         ]
         features, cells = self._assembled(table, own)
         return self._keys(features), cells
+
+    @property
+    def reads_labels(self) -> bool:
+        """Whether cells hold class shares of levels, which labels go into."""
+        return len(self._crowded) > 0
+
+    def cells_without(
+        self,
+        table: NDArray[np.floating],
+        labels: NDArray[np.int64],
+        folds: NDArray[np.int64],
+        held_back: NDArray[np.bool_],
+        weights: NDArray[np.float64] | None = None,
+    ) -> Cells:
+        """Cells (N, B) of rows with labels for a writing without some of them, whose labels go into nothing.
+
+        A row's own fold is left out of its class shares. With few rows a level, these shares then fall where the row's
+        own label rises, and what is written learns that. Held-back rows must not show the same, or it would seem to
+        be a gain.
+
+        Parameters
+        ----------
+        table, labels, folds, weights
+            As `transform_known` takes them.
+        held_back : ndarray of shape (N,), bool
+            Rows that are read as new ones are.
+
+        Returns
+        -------
+        ndarray of shape (N, B), float32
+        """
+        table = _as_doubles(table)
+        kept = ~held_back
+        own = None if weights is None else weights[kept]
+        shares = []
+        for all_rows, column in zip(self._shares, self._crowded, strict=True):
+            codes, n_classes = table[:, column], all_rows.shares.shape[1]
+            of_kept = LevelShares.of(codes[kept], labels[kept], n_classes, own)
+            read = np.empty((len(codes), n_classes))
+            read[kept] = of_kept.cross_fitted(codes[kept], labels[kept], folds[kept], own)
+            read[held_back] = of_kept.read(codes[held_back])
+            shares.append(read)
+        return self._cells(table, self._filled(table), shares).astype(np.float32)
 
     def transform(self, table: NDArray[np.floating]) -> tuple[Cells, Cells]:
         """Keys (Q, D) and cells (Q, B) of other rows; a level that was not seen has no key of its own."""
@@ -151,10 +194,11 @@ class ColumnEncoder:
     def _assembled(self, table: _Table, shares: list[_Table]) -> tuple[_Table, Cells]:
         """Keys before they are scaled, and cells."""
         filled = self._filled(table)
-        cells = self._cells(table, filled, shares)
+        plain = self._cells(table, filled, [])
         ranked = filled if self._ranks is None else self._ranks.transform(filled)
         values = _one_hot(self._values, table[:, self._few])
-        return np.concatenate([cells, ranked, values], axis=1), cells.astype(np.float32)
+        cells = np.concatenate([plain, *shares], axis=1)
+        return np.concatenate([plain, ranked, values], axis=1), cells.astype(np.float32)
 
     def _cells(self, table: _Table, filled: _Table, shares: list[_Table]) -> _Table:
         """Numbers, missing cells, levels and class shares.

@@ -57,6 +57,8 @@ class MemoryInputs:
         What trees split.
     averages_logits : bool, default=False
         Whether the members' logits are averaged where the model predicts, not their probabilities.
+    cells_by_fold : tuple of ndarray of shape (Q, B)
+        The cells for the writing without each fold; empty if they are the same for all.
     """
 
     embeddings: Tensor
@@ -64,6 +66,11 @@ class MemoryInputs:
     columns: Tensor
     cells: NDArray[np.float32]
     averages_logits: bool = False
+    cells_by_fold: tuple[NDArray[np.float32], ...] = ()
+
+    def cells_without(self, fold: int) -> NDArray[np.float32]:
+        """Cells for the writing without a fold."""
+        return self.cells_by_fold[fold] if self.cells_by_fold else self.cells
 
     def keys(self, block: str, scale: KeyScale) -> Tensor:
         """Keys of a block, of shape (M, Q, width); with M = 1 where they are the same for every member.

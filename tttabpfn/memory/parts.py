@@ -140,8 +140,7 @@ def write_family(
     if family.kind == "trees":
         return _write_trees(family, inputs, labels, folds, log_shares, settings, weights)
     if family.kind == "boosted":
-        own = ColumnRows(inputs.cells, labels.cpu().numpy(), weights)
-        return _write_boosted(family, inputs, own, others, folds, log_shares, settings)
+        return _write_boosted(family, inputs, labels.cpu().numpy(), weights, others, folds, log_shares, settings)
     n_folds = int(folds.max()) + 1
     # The last of the stacked writings holds nothing back: it is the one that is kept.
     written = np.concatenate([folds != np.arange(n_folds)[:, None], np.ones((1, len(folds)), dtype=bool)])
@@ -235,16 +234,17 @@ def _write_trees(
     start, codes = inputs.mean_start(family.start, log_shares), labels.cpu().numpy()
     counts = sorted({settings.trees(share) for share in family.values})
 
-    def write(rows: NDArray[np.int64]) -> Trees:
+    def write(cells: NDArray[np.float32], rows: NDArray[np.int64]) -> Trees:
         own, recipe = None if weights is None else weights[rows], settings.recipe.trees
-        return write_trees(inputs.cells[rows], codes[rows], start[rows], counts[-1], recipe, settings.seed, own)
+        return write_trees(cells[rows], codes[rows], start[rows], counts[-1], recipe, settings.seed, own)
 
     logits = [start.copy() for _ in counts]
     for fold in range(int(folds.max()) + 1):
-        trees, own = write(np.flatnonzero(folds != fold)), np.flatnonzero(folds == fold)
+        cells, own = inputs.cells_without(fold), np.flatnonzero(folds == fold)
+        trees = write(cells, np.flatnonzero(folds != fold))
         for at_count, count in zip(logits, counts, strict=True):
-            at_count[own] += trees.first(count).read(inputs.cells[own])
-    trees = write(np.arange(len(codes)))
+            at_count[own] += trees.first(count).read(cells[own])
+    trees = write(inputs.cells, np.arange(len(codes)))
     return [
         Written(
             Part(family.kind, family.block, family.start, count, trees.first(count).tensors()),
@@ -257,7 +257,8 @@ def _write_trees(
 def _write_boosted(
     family: Family,
     inputs: MemoryInputs,
-    rows: ColumnRows,
+    codes: NDArray[np.int64],
+    weights: NDArray[np.float64] | None,
     others: ColumnRows | None,
     folds: NDArray[np.int64],
     log_shares: Tensor,
@@ -266,20 +267,22 @@ def _write_boosted(
     first, start = log_shares.double().cpu().numpy(), inputs.mean_start(family.start, log_shares)
     counts = sorted({settings.boosted(share, len(first)) for share in family.values})
 
-    def write(kept: NDArray[np.bool_]) -> Boosted:
-        own = rows.of(kept) if others is None else rows.of(kept).joined(others)
+    def write(cells: NDArray[np.float32], kept: NDArray[np.bool_]) -> Boosted:
+        own = ColumnRows(cells, codes, weights).of(kept)
+        own = own if others is None else own.joined(others)
         recipe, seed = settings.recipe.boosted, settings.seed
         return write_boosted(own.cells, own.labels, first, counts[-1], recipe, seed, own.weights)
 
     logits = [start.copy() for _ in counts]
     for fold in range(int(folds.max()) + 1):
-        boosted, held_back = write(folds != fold), folds == fold
+        cells, held_back = inputs.cells_without(fold), folds == fold
+        boosted = write(cells, ~held_back)
         for at_count, count in zip(logits, counts, strict=True):
-            at_count[held_back] += boosted.first(count).read(rows.cells[held_back])
+            at_count[held_back] += boosted.first(count).read(cells[held_back])
     n_all = len(folds) + (0 if others is None else len(others.labels))
     # So few are held back that another writing would hardly differ.
     if folds.max() > 0 or (folds >= 0).sum() > _NEGLIGIBLE * n_all:
-        boosted = write(np.ones(len(folds), dtype=bool))
+        boosted = write(inputs.cells, np.ones(len(folds), dtype=bool))
     return [
         Written(
             Part(family.kind, family.block, family.start, count, boosted.first(count).tensors()),

@@ -58,7 +58,7 @@ class EmbeddingMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
             What `transform` returns for other rows. It differs from ``fit(X, y).transform(X)``, where rows of the
             context see their own labels.
         """
-        fitted: EmbeddingMixin = self.fit(X, y, **fit_params)  # type: ignore[attr-defined]
+        fitted: EmbeddingMixin = self.fit(X, y, **fit_params)
         return fitted._lookup().embed_demonstrations()
 
     @property
