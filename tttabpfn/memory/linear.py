@@ -132,7 +132,8 @@ def _preconditioner(rows: MemoryRows, penalties: Tensor) -> Tensor:
     moments = torch.stack([(rows.keys * one[None, :, None]).mT @ rows.keys for one in share]).flatten(0, 1)
     bound = 0.5 * moments.double()
     inverses = [
-        torch.linalg.inv(bound + torch.diag_embed(one.squeeze(1))).to(rows.keys.dtype)
+        # Positive definite: Cholesky is the cheaper way, and torch's batched LU was seen to fail now and then.
+        torch.cholesky_inverse(torch.linalg.cholesky(bound + torch.diag_embed(one.squeeze(1)))).to(rows.keys.dtype)
         for one in _column_penalties(penalties.double(), rows).split(len(bound))
     ]
     return torch.cat(inverses)

@@ -119,7 +119,7 @@ class Sums:
         columns = torch.ones(moments.shape[-1], dtype=torch.float64)
         columns[-1] = BIAS_PENALTY
         bound = moments + torch.diag(penalty * n_rows * columns)
-        step = torch.linalg.solve(bound, gradients.mT).mT
+        step = torch.cholesky_solve(gradients.mT, torch.linalg.cholesky(bound)).mT
         return ((n_classes - 1) / n_classes * step).float()
 
     def tensors(self) -> dict[str, Tensor]:
