@@ -85,8 +85,8 @@ def test_an_estimator_whose_folder_cannot_be_used_here_loads_with_one_warning(
     fitted = classifier(cache=None).fit(X, y)
     wanted = fitted.predict_proba(X_new)
     data = pickle.dumps(fitted)
-    shared._shared.clear()
     state = fitted.__getstate__()
+    shared._shared.clear()
     state["cache"] = str(unusable[0])
     loaded = type(fitted)()
     with pytest.warns(RuntimeWarning, match=r"cache: the folder .* cannot be used and .* in memory only") as caught:

@@ -33,6 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Examples
     --------
     >>> main(["compare", "iris", "--target", "species"])
+    Reading iris
     2
     """
     parser = build_parser()
