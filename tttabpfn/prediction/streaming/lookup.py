@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tttabpfn.adaptation import Session
 from tttabpfn.adaptation.deadline import Deadline
 from tttabpfn.adaptation.guard import mean_loss
 from tttabpfn.adaptation.memory import MemoryWriter
@@ -53,17 +52,7 @@ class StreamLookup(Lookup):
 
     def _build_ground(self) -> Ground:
         fitted, settings = self.fitted, self.fitted.settings
-        session = Session(
-            fitted.estimator,
-            fitted.rows,
-            fitted.labels,
-            fitted.codes,
-            fitted.context,
-            seed=settings.seed,
-            recipe=settings.recipe,
-            weights=fitted.weights,
-            base=self.base,
-        )
+        session = self._build_session()
         with torch.no_grad():
             embedded = MemoryWriter(session, settings, Deadline(None)).embedded()
         if embedded is None:
