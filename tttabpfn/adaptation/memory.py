@@ -20,7 +20,7 @@ from tttabpfn.adaptation.settings import Settings
 from tttabpfn.fast_weights.chunked import in_slices
 from tttabpfn.memory.inputs import MemoryInputs
 from tttabpfn.memory.memory import Memory
-from tttabpfn.memory.mixture import cross_fitted_mixture, mixture_shares
+from tttabpfn.memory.mixture import cross_fitted_mixture, mixture_shares, prior_shares
 from tttabpfn.memory.parts import Written, write_family
 from tttabpfn.memory.rows import KeyScale
 from tttabpfn.memory.settings import MemorySettings
@@ -130,7 +130,7 @@ class MemoryWriter:
             verdict = Verdict(False, "the time limit left no time to write any part", 0.0, np.inf)
             return WrittenMemory(None, verdict, rows, frozen, tuple(self.notes))
         parts = np.stack([frozen, *(self._averaged(one.logits[:, scored]) for one in written)]).astype(np.float64)
-        prior = _prior(len(written), recipe.model_share)
+        prior = prior_shares(len(written), recipe.model_share)
         # No row has a say in its own mixture, whether or not all of them were held back by one and the same fold.
         crossed = cross_fitted_mixture(parts, labels, embedded.folds[scored], prior, recipe.prior_rows, weights)
         before = row_losses(session.scores.finished(frozen), labels)
@@ -149,15 +149,7 @@ class MemoryWriter:
         chosen = parts[:, np.arange(len(labels)), labels]
         kept = share * mixture_shares(chosen, prior, recipe.prior_rows, weights)
         kept[0] += 1.0 - share
-        large = np.flatnonzero(kept[1:] >= recipe.min_share)
-        ordered = sorted((written[position].part.name, position) for position in large)
-        kept = np.array([kept[0], *(kept[1 + position] for _, position in ordered)])
-        memory = Memory(
-            scale,
-            log_shares,
-            tuple(written[position].part for _, position in ordered),
-            torch.as_tensor(kept / kept.sum()),
-        )
+        memory = Memory.of_shares(scale, log_shares, [one.part for one in written], kept, recipe.min_share)
         mixed = share * crossed + (1.0 - share) * frozen
         losses = row_losses(session.scores.finished(mixed), labels)
         self._compare_with_more_context(rows, losses)
@@ -301,10 +293,3 @@ class MemoryWriter:
 
         self.notes.extend(in_slices(embed, 0, len(rows), self.recipe.rows_per_pass, keep).notes)
         return Embedded.joined(parts)
-
-
-def _prior(n_parts: int, model_share: float) -> NDArray[np.float64]:
-    """Prior shares: the model's, and the parts' equal ones."""
-    if n_parts == 0:
-        return np.ones(1)
-    return np.array([model_share, *[(1.0 - model_share) / n_parts] * n_parts])

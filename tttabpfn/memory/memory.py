@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,6 +38,32 @@ class Memory:
     log_shares: Tensor
     parts: tuple[Part, ...]
     shares: Tensor
+
+    @classmethod
+    def of_shares(
+        cls, scale: KeyScale, log_shares: Tensor, parts: Sequence[Part], shares: NDArray[np.float64], min_share: float
+    ) -> Memory:
+        """Keep the parts whose share is large enough, in the order of their names.
+
+        Parameters
+        ----------
+        scale, log_shares
+            As the memory takes them.
+        parts : sequence of Part
+        shares : ndarray of shape (1 + P,)
+            The model's share, then each part's.
+        min_share : float
+            Parts with a smaller one are left out; what is left is scaled to a sum of 1.
+
+        Returns
+        -------
+        Memory
+        """
+        large = np.flatnonzero(shares[1:] >= min_share)
+        ordered = sorted((parts[position].name, position) for position in large.tolist())
+        kept = np.array([shares[0], *(shares[1 + position] for _, position in ordered)])
+        chosen = tuple(parts[int(position)] for _, position in ordered)
+        return cls(scale, log_shares, chosen, torch.as_tensor(kept / kept.sum()))
 
     def probabilities(
         self, inputs: MemoryInputs, to_probabilities: ToProbabilities, *, backend: str = "auto"

@@ -118,3 +118,10 @@ def trust(gain: float, standard_error: float) -> float:
     if standard_error == 0.0:
         return 0.5 if gain == 0.0 else float(gain > 0.0)
     return 0.5 * (1.0 + math.erf(gain / (standard_error * math.sqrt(2.0))))
+
+
+def prior_shares(n_parts: int, model_share: float) -> Probabilities:
+    """Prior shares: the model's, and the parts' equal ones."""
+    if n_parts == 0:
+        return np.ones(1)
+    return np.array([model_share, *[(1.0 - model_share) / n_parts] * n_parts])

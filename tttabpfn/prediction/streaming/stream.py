@@ -19,7 +19,7 @@ from tttabpfn.inputs.data import take_rows
 from tttabpfn.memory.columns import ColumnEncoder
 from tttabpfn.memory.inputs import MemoryInputs
 from tttabpfn.memory.memory import Memory
-from tttabpfn.memory.mixture import cross_fitted_mixture, mixture_shares
+from tttabpfn.memory.mixture import cross_fitted_mixture, mixture_shares, prior_shares
 from tttabpfn.memory.parts import Part
 from tttabpfn.memory.rows import KeyScale
 from tttabpfn.memory.sums import Sums
@@ -239,7 +239,7 @@ class Stream:
                     read[:, own] += keys[:, own] @ sums.weights(penalty, without=fold).mT
                 finished.append(ground.averaged(read))
                 parts.append(Part("linear", block, start, penalty, {"w": sums.weights(penalty)}))
-        prior = np.array([recipe.model_share, *[(1.0 - recipe.model_share) / len(parts)] * len(parts)])
+        prior = prior_shares(len(parts), recipe.model_share)
         stacked, labels, weights = np.stack(finished), rows.labels, rows.weights
         crossed = cross_fitted_mixture(stacked, labels, folds, prior, recipe.prior_rows, weights)
         before, after = (row_losses(adapter.finished(ground.inner, mixed), labels) for mixed in (stacked[0], crossed))
@@ -249,11 +249,7 @@ class Stream:
         chosen = stacked[:, np.arange(len(labels)), labels]
         shares = share * mixture_shares(chosen, prior, recipe.prior_rows, weights)
         shares[0] += 1.0 - share
-        large = np.flatnonzero(shares[1:] >= recipe.min_share)
-        ordered = sorted((parts[position].name, position) for position in large)
-        kept = np.array([shares[0], *(shares[1 + position] for _, position in ordered)])
-        chosen_parts = tuple(parts[position] for _, position in ordered)
-        memory = Memory(ground.scale, ground.log_shares, chosen_parts, torch.as_tensor(kept / kept.sum()))
+        memory = Memory.of_shares(ground.scale, ground.log_shares, parts, shares, recipe.min_share)
         return WrittenSums(memory, verdict, len(rows), before, after)
 
 
